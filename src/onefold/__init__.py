@@ -1,0 +1,42 @@
+"""onefold: diffusion models in 1 to 8 network calls.
+
+Names are imported when they are first used, so that `import onefold` and `onefold --help` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onefold.data import load_data as load_data
+    from onefold.denoiser import Denoiser as Denoiser
+    from onefold.errors import UserError as UserError
+    from onefold.grids import Grid as Grid
+    from onefold.sampling import sample as sample
+    from onefold.teachers import load_teacher as load_teacher
+    from onefold.teaching import teach as teach
+
+__version__ = "0.1.0"
+
+HOME = {
+    "Denoiser": "onefold.denoiser",
+    "Grid": "onefold.grids",
+    "UserError": "onefold.errors",
+    "load_data": "onefold.data",
+    "load_teacher": "onefold.teachers",
+    "sample": "onefold.sampling",
+    "teach": "onefold.teaching",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOME:
+        raise AttributeError(f"module 'onefold' has no attribute {name!r}; public are: {', '.join(sorted(HOME))}")
+    value = getattr(import_module(HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *HOME})

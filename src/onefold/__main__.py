@@ -1,0 +1,5 @@
+import sys
+
+from onefold.cli import main
+
+sys.exit(main())

@@ -1,0 +1,148 @@
+"""onefold sample: images of a model, with any solver and number of calls."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onefold.cli.common import must_be_new, must_be_writable, program, read_numbers, say, say_json
+from onefold.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OTHER_FILES = {".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".pt", ".zip", ".safetensors"}
+
+
+def register(app: typer.Typer) -> None:
+    app.command("sample")(sample_command)
+
+
+def sample_command(
+    teacher: Annotated[
+        str, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
+    ],
+    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
+    calls: Annotated[int, typer.Option(min=1, help="Network calls for each image.")] = 10,
+    solver: Annotated[
+        str, typer.Option(help="How to step: euler (DDIM), heun, dpmpp2m, dpmpp3m, unipc2, ...")
+    ] = "dpmpp3m",
+    grid: Annotated[str, typer.Option(help="Where to step: karras, logsnr, uniform, ...")] = "karras",
+    end: Annotated[
+        str, typer.Option(help="zero: a last denoise to clean images; sigma_min: stop at the lowest noise level.")
+    ] = "zero",
+    afs: Annotated[str | None, typer.Option(help="Spare the first call: ve or vp.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Image i depends on the seed and i only.")] = 0,
+    first: Annotated[int, typer.Option(min=0, help="The number i of the first image.")] = 0,
+    labels: Annotated[
+        str | None, typer.Option(help="Classes, repeated over the images: 0,1,2 or 0-9.", show_default=False)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance; other than 1 it doubles the calls.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps; auto says why.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    out: Annotated[
+        Path, typer.Option(help="X.png: one picture; X.npz: arrays; otherwise a folder of PNG files.")
+    ] = Path("samples.png"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Sample images from a teacher."""
+    targets = files(out, first, count)
+    must_be_new(targets, overwrite=overwrite)
+    must_be_writable(targets[0].parent)
+    wanted = read_numbers(labels, "--labels")
+    model = load(teacher, device, precision, guidance)
+    how = {"solver": solver, "calls": calls, "grid": grid, "end": end, "afs": afs, "seed": seed, "first": first}
+    images, facts = draw(model, count, labels=wanted, batch_size=batch_size, **how)
+    write(images, labels_of(model, seed, range(first, first + count), wanted), out, targets)
+    report({"teacher": teacher, "count": count, **how, "guidance": guidance, **facts, "out": str(out)}, as_json=as_json)
+
+
+def files(out: Path, first: int, count: int) -> list[Path]:
+    """What will be written."""
+    if out.suffix.lower() in OTHER_FILES:
+        raise UserError(
+            f"--out {out} ends in {out.suffix!r}; use .png for one picture, .npz for arrays or a folder's name"
+        )
+    if out.suffix.lower() in (".png", ".npz"):
+        return [out]
+    return [out / f"{first + index:06}.png" for index in range(count)]
+
+
+def load(teacher: str, device: str, precision: str, guidance: float | None) -> Any:
+    from onefold.teachers import load_teacher
+
+    model = load_teacher(teacher, device=device, precision=precision)
+    return model if guidance is None else model.replace(guidance=guidance)
+
+
+def draw(model: Any, count: int, *, batch_size: int, **how: Any) -> tuple[Tensor, dict[str, object]]:
+    """Images, and what they cost as it was counted."""
+    from onefold.progress import terminal_progress
+    from onefold.sampling import sample
+
+    before, begin = model.calls, time.perf_counter()
+    with terminal_progress("sampling") as progress:
+        images = sample(model, count, batch_size=batch_size, progress=progress, **how)
+    seconds = time.perf_counter() - begin
+    counted = (model.calls - before) / math.ceil(count / batch_size)
+    return images, {
+        "counted_calls": counted,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(count / seconds, 2),
+    }
+
+
+def labels_of(model: Any, seed: int, indices: range, wanted: list[int] | None) -> Tensor | None:
+    """The classes that were sampled, given or drawn."""
+    from onefold.sampling import chosen_labels
+
+    labels: Tensor | None = chosen_labels(model, seed, indices, wanted)
+    return labels
+
+
+def write(images: Tensor, labels: Tensor | None, out: Path, targets: list[Path]) -> None:
+    from onefold.pictures import picture_grid, save_png, to_pil
+
+    if out.suffix.lower() == ".npz":
+        save_arrays(images, labels, out)
+    elif out.suffix.lower() == ".png":
+        save_png(picture_grid(images), out)
+    else:
+        for image, path in zip(images, targets, strict=True):
+            save_png(to_pil(image), path)
+
+
+def save_arrays(images: Tensor, labels: Tensor | None, out: Path) -> None:
+    """`images` as uint8 (N, H, W, C), as the field's evaluation tools read them, and `labels` when there are any."""
+    import numpy as np
+
+    from onefold.data import to_uint8
+    from onefold.files import atomic_file
+
+    arrays: dict[str, Any] = {"images": to_uint8(images.cpu()).permute(0, 2, 3, 1).numpy()}
+    if labels is not None:
+        arrays["labels"] = labels.numpy()
+    with atomic_file(out) as draft, draft.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def report(facts: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        say_json(facts)
+        return
+    say(
+        f"{facts['count']} images with {facts['counted_calls']:g} calls each ({facts['solver']} on {facts['grid']}), "
+        f"{facts['seconds']:.1f} s, {facts['images_per_second']:.1f} images/s, are in {facts['out']}"
+    )
+    if not facts["out"].endswith(".npz") and facts["calls"] > 4:
+        say(
+            f"The same images cheaper: {program()} sample {facts['teacher']} --calls 4 --seed {facts['seed']} --out cheaper.png"
+        )

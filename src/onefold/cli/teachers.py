@@ -1,0 +1,41 @@
+"""onefold teachers: what comes with the package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from onefold.cli.common import program, say, say_json, table
+
+
+def register(app: typer.Typer) -> None:
+    app.command("teachers")(teachers_command)
+
+
+def teachers_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the complete cards as JSON.")] = False,
+) -> None:
+    """List the teachers that come with the package."""
+    from onefold.teachers import bundled
+
+    cards = bundled()
+    if as_json:
+        say_json(cards)
+        return
+    header = ("name", "images", "classes", "parameters", "size", "description")
+    say(table(header, [row(name, card) for name, card in cards.items()], right=(2, 3, 4)))
+    if cards:
+        say(f"\nPictures of one: {program()} sample {next(iter(cards))} --count 64 --out pictures.png")
+
+
+def row(name: str, card: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        name,
+        " x ".join(str(size) for size in card["shape"]),
+        str(card["classes"] or "-"),
+        f"{card['parameters']:,}",
+        f"{card['bytes'] / 1e6:.1f} MB",
+        str(card["description"]),
+    )

@@ -1,0 +1,42 @@
+"""Where to run and in which precision, chosen with a reason that can be printed."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+
+from onefold.denoiser import Precision
+from onefold.errors import UserError, suggest
+
+PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def choose_device(name: str = "auto") -> tuple[torch.device, str]:
+    """A device and why it was taken."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"cuda ({torch.cuda.get_device_name()}): the fastest that torch sees"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "mps: the fastest that torch sees"
+        return torch.device("cpu"), "cpu: torch sees no accelerator"
+    kind = name.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise UserError(f"unknown device {name!r}{suggest(kind, ('auto', 'cpu', 'cuda', 'mps'))}")
+    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not usable[kind]:
+        raise UserError(f"device {name!r} was asked for, but this build of torch sees none; use --device auto")
+    return torch.device(name), f"{name}: asked for"
+
+
+def choose_precision(name: PrecisionChoice, device: torch.device) -> tuple[Precision, str]:
+    """A precision for the networks and why it was taken; everything around them stays float32."""
+    if name not in ("auto", "fp32", "bf16", "fp16"):
+        raise UserError(f"unknown precision {name!r}{suggest(name, ('auto', 'fp32', 'bf16', 'fp16'))}")
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("precision 'fp16' is not for the CPU; use bf16 or fp32")
+    if name != "auto":
+        return cast(Precision, name), f"{name}: asked for"
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", "bf16: the device computes it natively"
+    return "fp32", f"fp32: bf16 gains nothing sure on {device.type}"

@@ -1,0 +1,17 @@
+"""Errors that are the user's to mend: one sentence with the value, the expectation and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in the input. The command line prints it without a traceback and exits with code 2."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` when something close is known, otherwise what is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}"

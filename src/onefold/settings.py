@@ -1,0 +1,78 @@
+"""Settings: pydantic models that refuse what they do not know, and files that load as they were written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from onefold.errors import UserError, suggest
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def build(kind: type[S], values: Mapping[str, Any]) -> S:
+    """Settings from plain values; the first mistake becomes one sentence."""
+    for key in values:
+        if key not in kind.model_fields:
+            raise UserError(f"unknown setting {key!r}{suggest(key, kind.model_fields)}")
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise UserError(f"setting {where}={first['input']!r} does not fit: {first['msg']}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"there is no settings file {str(path)!r}; check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable as YAML ({first_line(error)}); mend or delete it") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
+    return values
+
+
+def parse_assignments(pairs: Sequence[str]) -> dict[str, Any]:
+    """`--set key=value` arguments; values are read as YAML, so 1e-3, true and [1, 2] are what they look like."""
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set takes key=value, not {pair!r}")
+        values[key.strip()] = number(text) if number(text) is not None else yaml.safe_load(text)
+    return values
+
+
+def number(text: str) -> int | float | None:
+    """YAML reads 1e-3 as a word; people mean the number."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def described(kind: type[Settings]) -> list[tuple[str, str, str]]:
+    """(name, default, description) of every setting, for help texts."""
+    rows = []
+    for name, field in kind.model_fields.items():
+        default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
+        rows.append((name, default, field.description or ""))
+    return rows

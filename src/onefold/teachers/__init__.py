@@ -1,0 +1,35 @@
+"""Teachers: in from everywhere, as denoisers."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from onefold.denoiser import Denoiser
+from onefold.errors import UserError, suggest
+
+ASSETS = Path(str(files("onefold"))) / "assets"
+
+
+def bundled() -> dict[str, dict[str, Any]]:
+    """The teachers inside the package: name -> card."""
+    from onefold.teachers.native import CARD, read_json
+
+    folders = sorted(p for p in ASSETS.iterdir() if (p / CARD).is_file())
+    return {folder.name: read_json(folder / CARD) for folder in folders}
+
+
+def load_teacher(source: str | Path, *, device: str = "auto", precision: str = "auto") -> Denoiser:
+    """A bundled name or a folder (made by `onefold teach`, or a diffusers folder with a UNet2DModel)."""
+    from onefold.devices import choose_device, choose_precision
+    from onefold.teachers.native import load_folder
+
+    folder = ASSETS / source if str(source) in bundled() else Path(source)
+    if (folder / "teacher").is_dir():  # a run folder
+        folder = folder / "teacher"
+    if not folder.is_dir():
+        raise UserError(f"unknown teacher {str(source)!r}: neither bundled nor a folder{suggest(str(source), bundled())}")
+    place, _ = choose_device(device)
+    chosen, _ = choose_precision(precision, place)  # type: ignore[arg-type]
+    return load_folder(folder).replace(precision=chosen).to(place)

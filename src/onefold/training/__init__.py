@@ -1,0 +1,1 @@
+"""The engine: it runs any method that is a generator of losses."""

@@ -1,0 +1,100 @@
+"""Checkpoints: safetensors and JSON with checksums, written beside and renamed, the last good one always there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from onefold.errors import UserError
+from onefold.files import atomic_folder, sha256
+from onefold.settings import first_line
+
+FORMAT = 1
+KEPT = 2  # so that a damaged one has a forerunner
+TENSORS, FACTS = "state.safetensors", "state.json"
+
+
+class Checkpoints:
+    """The folder checkpoints/: one sub-folder a checkpoint, named by its step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def all(self) -> list[Path]:
+        """Finished checkpoints, newest first; a draft that was cut off is not one."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((p for p in self.folder.iterdir() if re.fullmatch(r"step-\d{10}", p.name)), reverse=True)
+
+    def write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        target = self.folder / f"step-{step:010d}"
+        try:
+            with atomic_folder(target) as draft:
+                save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / TENSORS)
+                facts = {"format": FORMAT, "step": step, "sha256": sha256(draft / TENSORS), **facts}
+                text = json.dumps(facts, indent=1)
+                envelope = {"facts": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+                (draft / FACTS).write_text(json.dumps(envelope))
+        except (OSError, SafetensorError) as error:
+            kept = f"the one at {self.all()[0].name} is intact" if self.all() else "there is no earlier one"
+            raise UserError(
+                f"cannot write checkpoint {target} ({first_line(error)}); {kept}: make room or mend the rights, then run the same command again"
+            ) from None
+        for old in self.all()[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def read_newest(self, tell: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint that is whole. A damaged one is told of and passed over; damaged all, an error."""
+        found = self.all()
+        for path in found:
+            try:
+                return read(path)
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                tell(f"checkpoint {path} is damaged ({first_line(error)}); falling back to the one before it")
+        if found:
+            raise UserError(
+                f"all {len(found)} checkpoints in {self.folder} are damaged; delete the folder to start again, or restore a copy"
+            )
+        return None
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    envelope = json.loads((path / FACTS).read_text())
+    text = envelope["facts"]
+    if hashlib.sha256(text.encode()).hexdigest() != envelope["sha256"]:
+        raise ValueError(f"{FACTS} does not match its checksum")
+    facts: dict[str, Any] = json.loads(text)
+    if facts["format"] != FORMAT:
+        raise UserError(f"checkpoint {path} has format {facts['format']}, this version reads {FORMAT}; use the version that wrote it")
+    if sha256(path / TENSORS) != facts["sha256"]:
+        raise ValueError(f"{TENSORS} does not match its checksum")
+    return load_file(path / TENSORS), facts
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """The state of an optimiser as flat tensors, float64 for plain numbers."""
+    flat = {}
+    for index, entries in optimizer.state_dict()["state"].items():
+        for key, value in entries.items():
+            if value is not None:
+                flat[f"{prefix}{index}.{key}"] = torch.as_tensor(value)
+    return flat
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor], prefix: str) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in flat.items():
+        if name.startswith(prefix):
+            index, key = name[len(prefix) :].split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

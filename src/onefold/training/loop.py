@@ -1,0 +1,426 @@
+"""The engine: it runs a method's updates, averages, schedules, logs, saves, and goes on where it stopped.
+
+One process and many run the same code. Each takes its rows of every global batch; gradients are averaged by one
+all-reduce after the last micro-batch, without wrapping the networks, so a method sees plain modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Tensor
+
+from onefold import seeds
+from onefold.errors import UserError
+from onefold.files import atomic_file
+from onefold.progress import Progress, silent
+from onefold.settings import Settings
+from onefold.training.budget import Budget
+from onefold.training.checkpoint import optimizer_tensors, restore_optimizer
+from onefold.training.contract import Batch, Draw, Method, Update
+from onefold.training.ema import Averages
+from onefold.training.folder import RunFolder
+from onefold.training.logs import Window
+from onefold.training.pace import Pace, Stopped
+
+Tell = Callable[[str], None]
+
+
+class RunSettings(Settings):
+    """What the engine needs to know, whatever the method."""
+
+    out: str = Field(description="run folder; the same command goes on with an interrupted run")
+    budget: str = Field("30m", description="how long to train: images (200k, 1.5M) or time (30s, 5m, 2h)")
+    batch_size: int = Field(64, ge=1, description="images in one optimiser update, over all processes and micro-batches")
+    micro_batches: int = Field(1, ge=1, description="parts of the batch a process works through one after the other; more need less memory")
+    seed: int = Field(0, ge=0, description="names every random number of the run")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the networks only; all around them is float32")
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    ema_half_life: float | None = Field(50_000, gt=0, description="half-life of the averaged weights in images; null for none")
+    ema_share: float | None = Field(0.05, gt=0, lt=1, description="caps the half-life at this share of the images seen; null for none")
+    compile: bool = Field(False, description="torch.compile the networks, in place")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
+    sample_every: str = Field("auto", description="images or time between pictures with validation; auto is a twentieth of the budget")
+    checkpoint_every: str = Field("2m", description="images or time between checkpoints")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field([], description="trackers to log to beside metrics.jsonl, through accelerate")
+
+
+class Engine:
+    """One run of one method."""
+
+    def __init__(
+        self,
+        method: Method,
+        settings: RunSettings,
+        config: Mapping[str, Any],
+        accelerator: Accelerator,
+        *,
+        precision: str = "fp32",
+        result: str = "result",
+        identity: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+        tell: Tell | None = None,
+    ) -> None:
+        self.method, self.settings, self.accelerator = method, settings, accelerator
+        self.config, self.identity, self.result = dict(config), dict(identity or {}), result
+        self.main, self.world, self.rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
+        self.report: Progress = progress if progress is not None and self.main else silent
+        self.tell: Tell = tell if tell is not None and self.main else ignore
+        self.device = accelerator.device
+        self.place_networks()
+        self.rows = rows_of(settings.batch_size, self.world, self.rank, settings.micro_batches)
+        self.budget = Budget.parse(settings.budget)
+        self.folder = RunFolder(Path(settings.out))
+        self.averages = Averages({n: method.networks[n] for n in method.averaged}, settings.ema_half_life, settings.ema_share)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.window = Window()
+        self.step, self.best, self.looked = 0, float("inf"), -1
+        self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.pace = Pace(self.world, self.device)
+
+    # -- one run ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train until the budget is used up; returns the cost. A stop by signal leaves a checkpoint."""
+        self.open()
+        try:
+            self.resume()
+            self.prepare_networks()
+            with self.pace.catching_signals():
+                self.loop()
+            return self.finish()
+        finally:
+            self.folder.close()
+
+    def open(self) -> None:
+        changed = self.folder.check(self.config)
+        self.accelerator.wait_for_everyone()
+        if self.main:
+            self.folder.open(self.config)
+        for change in changed:
+            self.tell(f"changed since the run began: {change}")
+        if self.settings.trackers:
+            self.accelerator.init_trackers("onefold", config=scalars(self.config))
+        self.accelerator.wait_for_everyone()
+
+    def place_networks(self) -> None:
+        """On the device, and the same weights in every process."""
+        for network in self.method.networks.values():
+            network.to(self.device)
+            if self.world > 1:
+                for tensor in network.state_dict().values():
+                    dist.broadcast(tensor, src=0)
+
+    def prepare_networks(self) -> None:
+        """Switches that act in place, so that the method keeps its own modules."""
+        for name, network in self.method.networks.items():
+            if self.settings.gradient_checkpointing:
+                if not hasattr(network, "enable_gradient_checkpointing"):
+                    raise UserError(f"network {name!r} cannot recompute activations; set gradient_checkpointing=false")
+                network.enable_gradient_checkpointing()
+            if self.settings.compile:
+                network.compile()
+
+    def loop(self) -> None:
+        sample_every = Budget.parse(self.settings.sample_every) if self.settings.sample_every != "auto" else self.budget.share(20)
+        self.pace.start(self.images, {"sample": sample_every, "save": Budget.parse(self.settings.checkpoint_every)})
+        if self.step == 0:
+            self.look()
+        with Ahead(self.draw, self.step) as batches:
+            while self.progress < 1:
+                self.train_step(next(batches))
+                self.after_step()
+
+    def after_step(self) -> None:
+        due = self.pace.tick(self.images)
+        if self.step % self.settings.log_every == 0:
+            self.write_log()
+        if "sample" in due:
+            self.look()
+        if "save" in due or "stop" in due:
+            self.save()
+        if "stop" in due:
+            raise Stopped(f"stopped after {self.images:,} images; the same command goes on from there")
+
+    def finish(self) -> dict[str, Any]:
+        self.write_log()
+        self.look()
+        self.save()
+        if self.main:
+            self.method.save(self.folder.path / self.result, self.averaged_networks, self.cost)
+        self.accelerator.wait_for_everyone()
+        if self.settings.trackers:
+            self.accelerator.end_training()
+        self.report(self.images, self.images)
+        return self.cost
+
+    @property
+    def images(self) -> int:
+        return self.step * self.settings.batch_size
+
+    @property
+    def progress(self) -> float:
+        return self.budget.progress(self.images, self.pace.seconds)
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        return {"images": self.images, "steps": self.step, "seconds": round(self.pace.seconds, 1), "processes": self.world, "device": str(self.device)}
+
+    @property
+    def averaged_networks(self) -> dict[str, torch.nn.Module]:
+        return {**self.method.networks, **self.averages.networks}
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def draw(self, step: int) -> list[dict[str, Tensor]]:
+        draws = (Draw(self.settings.seed, step, rows, self.settings.batch_size) for rows in self.rows)
+        return [self.method.prepare(draw) for draw in draws]
+
+    def train_step(self, drawn: list[dict[str, Tensor]]) -> None:
+        """All updates of one batch. Dropout is a function of (seed, step, process), so no generator state is saved."""
+        torch.manual_seed(seeds.mix(self.settings.seed, seeds.STEP, self.step, self.rank))
+        batches = [
+            Batch(self.step, min(self.progress, 1.0), {k: to_device(v, self.device) for k, v in tensors.items()}) for tensors in drawn
+        ]
+        streams = [self.method.updates(batch) for batch in batches]
+        while self.next_update(streams):
+            pass
+        self.step += 1
+
+    def next_update(self, streams: list[Iterator[Update]]) -> bool:
+        """The next update of every micro-batch, one after the other so that only one graph is alive, then the step."""
+        update = next(streams[0], None)
+        if update is None:
+            if any(next(stream, None) is not None for stream in streams[1:]):
+                raise RuntimeError("micro-batches yielded unequal numbers of updates")
+            return False
+        name, averaged = update.optimizer, update.ema
+        self.method.optimizers[name].zero_grad(set_to_none=True)
+        self.backward(update)
+        for stream in streams[1:]:
+            update = next(stream, None)
+            if update is None or update.optimizer != name:
+                raise RuntimeError(f"micro-batches went apart: expected an update of {name!r}")
+            self.backward(update)
+        del update
+        self.apply(name, averaged)
+        return True
+
+    def backward(self, update: Update) -> None:
+        loss = update.loss / len(self.rows)
+        self.scaler.scale(loss).backward()
+        logs = {"loss" if update.optimizer == "main" else f"loss_{update.optimizer}": update.loss, **update.logs}
+        self.window.add(logs, weight=1 / len(self.rows))
+
+    def apply(self, name: str, averaged: bool) -> None:
+        optimizer = self.method.optimizers[name]
+        rate = self.method.learning_rate(name, self.images, min(self.progress, 1.0))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("scale", 1.0)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.world > 1:
+            average(gradients, self.world)
+        self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.settings.clip:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
+        if not self.scaler.is_enabled():  # the scaler skips such a step by itself
+            self.broken |= ~torch.isfinite(norm)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        self.window.add({"grad_norm" if name == "main" else f"grad_norm_{name}": norm})
+        if averaged:
+            self.averages.update(self.images + self.settings.batch_size, self.settings.batch_size)
+
+    # -- what people look at ---------------------------------------------------------------------------------------
+
+    def check_finite(self) -> None:
+        """A non-finite gradient reaches every process through the all-reduce, so all of them stop here together."""
+        if bool(self.broken):
+            raise UserError(
+                f"the loss or a gradient became infinite or NaN by step {self.step}; the last good checkpoint is kept: "
+                "lower the learning rate, check the data, or use precision=fp32"
+            )
+
+    def write_log(self) -> None:
+        if not self.window.sums:
+            return
+        self.check_finite()
+        self.window.share(self.reduce)
+        means = self.window.means()
+        rate = self.pace.rate(self.images)
+        row = {"step": self.step, "images": self.images, **means, "lr": self.current_rates(), "seconds": round(self.pace.seconds, 3), "images_per_second": round(rate, 2)}
+        if self.main:
+            self.folder.journal.write(row)
+        if self.settings.trackers:
+            self.accelerator.log({**means, "images_per_second": rate}, step=self.step)
+        total = self.budget.images or max(self.images, round(self.images / max(self.progress, 1e-9)))
+        self.report(self.images, total, loss=means.get("loss"), images_per_second=rate)
+
+    def current_rates(self) -> dict[str, float]:
+        return {name: float(o.param_groups[0]["lr"]) for name, o in self.method.optimizers.items()}
+
+    def look(self) -> None:
+        """Validate and draw with the averaged weights; keep the best. One process does it, the others go on."""
+        self.check_finite()
+        done, self.looked = self.looked == self.step, self.step
+        if done or not self.main:
+            return
+        numbers = self.method.validate(self.averaged_networks)
+        self.folder.journal.write({"step": self.step, "images": self.images, "validation": numbers})
+        if self.settings.trackers:
+            self.accelerator.log(numbers, step=self.step)
+        self.draw_picture()
+        value = next(iter(numbers.values()), None)
+        if value is not None and value < self.best and self.step:
+            self.best = value
+            self.method.save(self.folder.path / "best", self.averaged_networks, self.cost)
+
+    def draw_picture(self) -> None:
+        from onefold.pictures import picture_grid
+
+        images = self.method.picture(self.averaged_networks)
+        with atomic_file(self.folder.path / "samples" / f"{self.images:010d}.png") as draft:
+            picture_grid(images).save(draft, format="PNG")
+
+    # -- what is kept ----------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        self.check_finite()
+        self.window.share(self.reduce)
+        if not self.main:
+            return
+        sums, weights = self.window.state()
+        tensors = {f"window.{name}": value for name, value in sums.items()}
+        for kind, networks in (("network", self.method.networks), ("average", self.averages.networks)):
+            for name, network in networks.items():
+                tensors |= {f"{kind}.{name}.{key}": value for key, value in network.state_dict().items()}
+        for name, optimizer in self.method.optimizers.items():
+            tensors |= optimizer_tensors(optimizer, f"optimizer.{name}.")
+        facts = {
+            "seconds": self.pace.seconds,
+            "best": self.best if self.best < float("inf") else None,
+            "looked": self.looked,
+            "window_weights": weights,
+            "journal_bytes": self.folder.journal.size,
+            "scaler": self.scaler.state_dict(),
+            "identity": self.identity,
+        }
+        self.folder.checkpoints.write(self.step, tensors, facts)
+
+    def resume(self) -> None:
+        found = self.folder.checkpoints.read_newest(self.tell)
+        if found is None:
+            if self.main:
+                self.folder.journal.cut(0)
+            return
+        tensors, facts = found
+        for key, value in self.identity.items():
+            if facts["identity"].get(key) != value:
+                raise UserError(f"the {key} of this run changed since it was interrupted; bring it back or choose another --out")
+        for kind, networks in (("network", self.method.networks), ("average", self.averages.networks)):
+            for name, network in networks.items():
+                network.load_state_dict(under(tensors, f"{kind}.{name}."))
+        for name, optimizer in self.method.optimizers.items():
+            restore_optimizer(optimizer, tensors, f"optimizer.{name}.")
+        self.scaler.load_state_dict(facts["scaler"])
+        sums = {name: value.to(self.device) for name, value in under(tensors, "window.").items()}
+        self.window.restore(sums, facts["window_weights"])
+        self.step, self.pace.seconds_before = facts["step"], facts["seconds"]
+        self.looked = facts["looked"]
+        self.best = facts["best"] if facts["best"] is not None else float("inf")
+        if self.main:
+            self.folder.journal.cut(facts["journal_bytes"])
+        self.tell(f"going on after {self.images:,} images")
+
+    def reduce(self, values: Tensor) -> Tensor:
+        if self.world > 1:
+            dist.all_reduce(values)
+            values = values / self.world
+        return values
+
+
+class Ahead:
+    """Batches prepared one step ahead, in one thread; what it raises is raised by `next`."""
+
+    def __init__(self, draw: Callable[[int], list[dict[str, Tensor]]], step: int) -> None:
+        self.draw, self.step = draw, step
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="onefold-data")
+        self.future: Future[list[dict[str, Tensor]]] = self.pool.submit(draw, step)
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def __next__(self) -> list[dict[str, Tensor]]:
+        batch = self.future.result()
+        self.step += 1
+        self.future = self.pool.submit(self.draw, self.step)
+        return batch
+
+
+def rows_of(batch_size: int, world: int, rank: int, micro_batches: int) -> list[range]:
+    """The rows of a global batch that a process works on, micro-batch by micro-batch."""
+    parts = world * micro_batches
+    if batch_size % parts:
+        raise UserError(
+            f"batch_size {batch_size} does not divide into {world} process(es) times {micro_batches} micro-batch(es); use a multiple of {parts}"
+        )
+    size = batch_size // parts
+    first = rank * micro_batches * size
+    return [range(first + k * size, first + (k + 1) * size) for k in range(micro_batches)]
+
+
+def average(gradients: list[Tensor], world: int, bucket: int = 1 << 25) -> None:
+    """Mean over processes, in flat buckets that are all under way at once."""
+    waiting = []
+    for tensors in buckets(gradients, bucket):
+        flat = torch.cat([t.flatten() for t in tensors])
+        waiting.append((tensors, flat, dist.all_reduce(flat, async_op=True)))
+    for tensors, flat, handle in waiting:
+        handle.wait()
+        parts = (flat / world).split([t.numel() for t in tensors])
+        torch._foreach_copy_(tensors, [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
+
+
+def buckets(tensors: list[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Runs of one dtype of at most about `size` numbers."""
+    run: list[Tensor] = []
+    for tensor in tensors:
+        if run and (tensor.dtype != run[0].dtype or sum(t.numel() for t in run) + tensor.numel() > size):
+            yield run
+            run = []
+        run.append(tensor)
+    if run:
+        yield run
+
+
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def scalars(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Trackers take plain values only."""
+    return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items()}
+
+
+def ignore(*_: Any, **__: Any) -> None:
+    """Said to nobody."""
