@@ -1,10 +1,11 @@
-"""The command line from end to end, each command as a real process; and what it says to mistakes."""
+"""The command line from end to end: each command as a real process, the rest of their options and mistakes in this one."""
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-TINY = ("--set", "widths=[8,8]", "--batch-size", "32", "--device", "cpu")
+from onefold.cli import main
+
+TINY = ("--set", "widths=[8,8]", "--set", "sample_every=1M", "--batch-size", "32", "--device", "cpu")
 
 
 def start(*words: object, folder: Path) -> subprocess.Popen[str]:
@@ -26,7 +29,6 @@ def start(*words: object, folder: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"},
     )
 
 
@@ -37,27 +39,44 @@ def onefold(*words: object, folder: Path, code: int = 0) -> tuple[str, str]:
     return out, err
 
 
-def mistake(*words: object, folder: Path) -> str:
-    """A line that must fail as a user's mistake: code 2, nothing on stdout, one sentence, no traceback."""
-    out, err = onefold(*words, folder=folder, code=2)
+def one_sentence(out: str, err: str) -> str:
+    """What a mistake must lead to: nothing on stdout, one sentence on stderr, no traceback."""
     assert not out
+    assert "Traceback" not in err
     sentences = [line for line in err.splitlines() if line.startswith("Error: ")]
     assert len(sentences) == 1, err
-    assert "Traceback" not in err
     return sentences[0]
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher made by `onefold teach` in a few seconds."""
-    folder = tmp_path_factory.mktemp("taught")
-    out, err = onefold("teach", "digits", "--out", "run", "--budget", "640", *TINY, folder=folder)
-    assert "run/teacher" in out
-    assert re.search(r"teaching: 640/640 images", err)
-    return folder / "run" / "teacher"
+class Here:
+    """The command line in this process, which has torch already, in an empty folder."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *words: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        return (code, *self.capsys.readouterr())
+
+    def sampled(self, out: str, *words: object) -> dict[str, Any]:
+        code, printed, err = self("sample", "digits8", "--out", out, "--calls", 3, "--json", *words)
+        assert code == 0, err
+        facts: dict[str, Any] = json.loads(printed)
+        return facts
+
+    def mistake(self, *words: object) -> str:
+        code, out, err = self(*words)
+        assert code == 2, out + err
+        return one_sentence(out, err)
 
 
-# What works -----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    monkeypatch.chdir(tmp_path)
+    return Here(capsys)
+
+
+# Each command as a process --------------------------------------------------------------------------------------------
 
 
 def test_version_and_help(tmp_path: Path) -> None:
@@ -67,97 +86,147 @@ def test_version_and_help(tmp_path: Path) -> None:
     assert not err
 
 
-def test_teach_leaves_a_whole_run_folder(teacher: Path) -> None:
-    run = teacher.parent
-    assert {"config.yaml", "metrics.jsonl", "samples", "checkpoints", "teacher"} <= {
-        path.name for path in run.iterdir()
-    }
-
-
-def test_the_same_command_on_a_finished_run_does_no_harm(teacher: Path) -> None:
-    words = ("teach", "digits", "--out", "run", "--budget", "640", *TINY, "--json")
-    out, _ = onefold(*words, folder=teacher.parents[1])
-    assert json.loads(out) == {"teacher": "run/teacher", "name": "run", "shape": [1, 8, 8], "classes": 10}
-
-
-def test_settings_are_listed(tmp_path: Path) -> None:
-    out, _ = onefold("teach", "--settings", folder=tmp_path)
-    assert re.search(r"^batch_size +64 +\S", out, re.MULTILINE)
-    fields = json.loads(onefold("teach", "--settings", "--json", folder=tmp_path)[0])
-    assert all(field["description"] for field in fields.values())
+def test_teach_then_sample_from_what_it_names(tmp_path: Path) -> None:
+    words = ("teach", "digits", "--out", "run", "--budget", "640", *TINY)
+    out, err = onefold(*words, folder=tmp_path)
+    assert "teaching: 640/640 images" in err
+    assert "\x1b" not in err
+    run = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "samples", "checkpoints", "teacher"} <= run
+    named = shlex.split(out.partition("Pictures of it:")[2])
+    onefold(*named[named.index("sample") :], "--calls", 2, folder=tmp_path)
+    assert (tmp_path / named[-1]).exists()
 
 
 def test_teachers(tmp_path: Path) -> None:
     out, _ = onefold("teachers", folder=tmp_path)
     assert "digits8" in out
     assert "fashion28" in out
-    cards = json.loads(onefold("teachers", "--json", folder=tmp_path)[0])
+
+
+def test_sample_tells_people_what_it_did(tmp_path: Path) -> None:
+    out, err = onefold("sample", "digits8", "--count", 4, "--calls", 5, folder=tmp_path)
+    assert "4 images with 5 calls each" in out
+    assert "samples.png" in out
+    assert "sampling: 4/4 images" in err
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.width >= 2 * 8
+
+
+def test_demo_compares_draws_and_names_commands_that_work(tmp_path: Path) -> None:
+    out, _ = onefold("demo", "--teacher", "digits8", "--count", 3, "--quick", folder=tmp_path)
+    assert re.search(r"^euler +karras +\d\.\d+", out, re.MULTILINE)
+    assert "*" in out
+    with Image.open(tmp_path / "demo" / "solvers.png") as picture:
+        assert picture.width > picture.height / 3
+    named = [shlex.split(line) for line in out.partition("Try next:")[2].splitlines() if " sample " in line]
+    assert named
+    for words in named:
+        onefold(*words[words.index("sample") :], folder=tmp_path)
+        assert (tmp_path / words[words.index("--out") + 1]).exists()
+
+
+def test_a_mistake_in_a_real_process(tmp_path: Path) -> None:
+    sentence = one_sentence(*onefold("sample", "nobody", folder=tmp_path, code=2))
+    assert sentence.startswith("Error: unknown teacher 'nobody'")
+
+
+def test_debug_shows_where(tmp_path: Path) -> None:
+    _, err = onefold("sample", "x", "--out", "x.jpg", "--debug", folder=tmp_path, code=2)
+    assert "Traceback" in err
+    assert "Error: --out x.jpg ends in '.jpg'" in err
+
+
+def test_each_process_says_who_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    _, err = onefold("sample", "x", "--out", "x.jpg", folder=tmp_path, code=2)
+    assert err.startswith("[rank 1] Error: ")
+
+
+def test_ctrl_c_ends_with_one_sentence_and_a_checkpoint(tmp_path: Path) -> None:
+    process = start("teach", "digits", "--out", "run", *TINY, "--budget", "100M", folder=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("run/samples/*.png")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert not out
+    assert "Traceback" not in err
+    assert "the same command goes on" in err.splitlines()[-1]
+    assert list(tmp_path.glob("run/checkpoints/step-*"))
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    line = f"{shlex.quote(sys.executable)} -m onefold sample --help | head -n 1"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage:")
+    assert not done.stderr
+
+
+# Their options --------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_listed(here: Here) -> None:
+    _, out, _ = here("teach", "--settings")
+    assert re.search(r"^batch_size +64 +\S", out, re.MULTILINE)
+    fields = json.loads(here("teach", "--settings", "--json")[1])
+    assert all(field["description"] for field in fields.values())
+
+
+def test_options_config_and_set_are_one(here: Here) -> None:
+    """Options and --set come before the file's values; the same command on a finished run does no harm."""
+    Path("c.yaml").write_text("data: digits\nout: run\nbudget: '1M'\nbatch_size: 16\nwidths: [8, 8]\nlr: 1.0\n")
+    words = ("teach", "--config", "c.yaml", "--budget", 64, "--set", "lr=1e-3", "--device", "cpu", "--json")
+    for _ in range(2):
+        code, out, err = here(*words)
+        assert code == 0, err
+        assert json.loads(out) == {"teacher": "run/teacher", "name": "run", "shape": [1, 8, 8], "classes": 10}
+    written = Path("run/config.yaml").read_text()
+    assert "lr: 0.001\n" in written
+    assert "batch_size: 16\n" in written
+
+
+def test_cards_as_json(here: Here) -> None:
+    cards = json.loads(here("teachers", "--json")[1])
     assert cards["digits8"]["shape"] == [1, 8, 8]
     assert cards["fashion28"]["classes"] == 10
 
 
-def sampled(teacher: Path, folder: Path, out: str, *words: object) -> dict[str, Any]:
-    printed, _ = onefold("sample", teacher, "--out", out, "--calls", 3, "--json", *words, folder=folder)
-    facts: dict[str, Any] = json.loads(printed)
-    return facts
-
-
-def test_sample_makes_one_picture(teacher: Path, tmp_path: Path) -> None:
-    facts = sampled(teacher, tmp_path, "grid.png", "--count", 6, "--solver", "euler")
+def test_sample_counts_its_calls(here: Here) -> None:
+    facts = here.sampled("grid.png", "--count", 6, "--batch-size", 4, "--solver", "euler")
     assert facts["counted_calls"] == 3
     assert facts["images_per_second"] > 0
-    with Image.open(tmp_path / "grid.png") as picture:
-        assert picture.width >= 3 * 8
-        assert picture.height >= 2 * 8
+    assert here.sampled("guided.png", "--count", 2, "--guidance", 2)["counted_calls"] == 6
 
 
-def test_sample_makes_arrays_and_repeats_labels(teacher: Path, tmp_path: Path) -> None:
-    sampled(teacher, tmp_path, "five.npz", "--count", 5, "--labels", "3,7-8")
-    with np.load(tmp_path / "five.npz") as arrays:
+def test_sample_makes_arrays_and_repeats_labels(here: Here) -> None:
+    here.sampled("five.npz", "--count", 5, "--labels", "3,7-8")
+    with np.load("five.npz") as arrays:
         assert arrays["images"].shape == (5, 8, 8, 1)
         assert arrays["images"].dtype == np.uint8
         assert arrays["labels"].tolist() == [3, 7, 8, 3, 7]
 
 
-def test_sample_makes_a_folder_and_goes_on_in_it(teacher: Path, tmp_path: Path) -> None:
+def test_sample_makes_a_folder_and_goes_on_in_it(here: Here) -> None:
     """Image i depends on (seed, i) only: three and two more are the first five."""
-    sampled(teacher, tmp_path, "parts", "--count", 3)
-    sampled(teacher, tmp_path, "parts", "--count", 2, "--first", 3, "--batch-size", 1)
-    sampled(teacher, tmp_path, "whole.npz", "--count", 5)
-    names = sorted(path.name for path in (tmp_path / "parts").iterdir())
+    here.sampled("parts", "--count", 3)
+    here.sampled("parts", "--count", 2, "--first", 3, "--batch-size", 1)
+    here.sampled("whole.npz", "--count", 5)
+    names = sorted(path.name for path in Path("parts").iterdir())
     assert names == [f"{index:06}.png" for index in range(5)]
-    parts = np.stack([np.asarray(Image.open(tmp_path / "parts" / name)) for name in names])
-    with np.load(tmp_path / "whole.npz") as arrays:
+    parts = np.stack([np.asarray(Image.open(Path("parts") / name)) for name in names])
+    with np.load("whole.npz") as arrays:
         assert abs(parts.astype(int) - arrays["images"][..., 0]).max() <= 1
 
 
-def test_guidance_counts_its_calls(teacher: Path, tmp_path: Path) -> None:
-    assert sampled(teacher, tmp_path, "guided.png", "--count", 2, "--guidance", 2)["counted_calls"] == 6
-
-
-def test_sample_tells_people_what_it_did(teacher: Path, tmp_path: Path) -> None:
-    out, err = onefold("sample", teacher, "--count", 4, "--calls", 5, folder=tmp_path)
-    assert "4 images with 5 calls each" in out
-    assert "samples.png" in out
-    assert "sampling: 4/4 images" in err
-    assert "\x1b" not in err
-
-
-def test_demo_compares_and_draws(teacher: Path, tmp_path: Path) -> None:
-    out, _ = onefold("demo", "--teacher", teacher, "--count", 3, "--quick", folder=tmp_path)
-    assert re.search(r"^euler +\d\.\d+", out, re.MULTILINE)
-    assert "*" in out
-    with Image.open(tmp_path / "demo" / "solvers.png") as picture:
-        assert picture.width > picture.height / 3
-
-
-def test_the_commands_that_demo_names_work(teacher: Path, tmp_path: Path) -> None:
-    out, _ = onefold("demo", "--teacher", teacher, "--count", 2, "--quick", folder=tmp_path)
-    named = [line.split() for line in out.partition("Try next:")[2].splitlines() if " sample " in line]
-    assert named
-    for words in named:
-        onefold(*words[words.index("sample") :], folder=tmp_path)
-        assert (tmp_path / words[words.index("--out") + 1]).exists()
+def test_overwrite_is_an_explicit_wish(here: Here) -> None:
+    Path("old.png").write_text("old")
+    assert "old.png exists already" in here.mistake("sample", "digits8", "--out", "old.png")
+    here.sampled("old.png", "--count", 1, "--overwrite")
+    with Image.open("old.png") as picture:
+        assert picture.format == "PNG"
 
 
 # What is said to mistakes ---------------------------------------------------------------------------------------------
@@ -183,19 +252,19 @@ def test_the_commands_that_demo_names_work(teacher: Path, tmp_path: Path) -> Non
         ("teachers now", "unexpected extra argument"),
     ],
 )
-def test_mistakes_in_the_line(line: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "there.png").touch()
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "000001.png").touch()
-    assert said in mistake(*line.split(), folder=tmp_path)
-    assert not (tmp_path / "r").exists()
+def test_mistakes_in_the_line(line: str, said: str, here: Here) -> None:
+    Path("file").touch()
+    Path("there.png").touch()
+    Path("there").mkdir()
+    Path("there", "000001.png").touch()
+    assert said in here.mistake(*line.split())
+    assert not Path("r").exists()
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("sample fashoin28", "did you mean 'fashion28'?"),
+        ("sample digist8", "did you mean 'digits8'?"),
         ("teach nowhere --out r", "nowhere"),
         ("teach digits --out r --budget soon", "'soon'"),
         ("teach digits --out r --set btach_size=3", "did you mean 'batch_size'?"),
@@ -207,8 +276,8 @@ def test_mistakes_in_the_line(line: str, said: str, tmp_path: Path) -> None:
         ("teach digits --out r --config nowhere.yaml", "nowhere.yaml"),
     ],
 )
-def test_mistakes_that_the_library_finds(line: str, said: str, tmp_path: Path) -> None:
-    assert said in mistake(*line.split(), folder=tmp_path)
+def test_mistakes_that_the_library_finds(line: str, said: str, here: Here) -> None:
+    assert said in here.mistake(*line.split())
 
 
 @pytest.mark.parametrize(
@@ -222,41 +291,31 @@ def test_mistakes_that_the_library_finds(line: str, said: str, tmp_path: Path) -
         (("--precision", "fp8"), "fp8"),
     ],
 )
-def test_mistakes_with_a_teacher(words: tuple[str, ...], said: str, teacher: Path, tmp_path: Path) -> None:
-    assert said in mistake("sample", teacher, *words, "--out", "x.png", folder=tmp_path)
-    assert not (tmp_path / "x.png").exists()
+def test_mistakes_with_a_teacher(words: tuple[str, ...], said: str, here: Here) -> None:
+    assert said in here.mistake("sample", "digits8", *words, "--out", "x.png")
+    assert not Path("x.png").exists()
 
 
-def test_debug_shows_where(tmp_path: Path) -> None:
-    _, err = onefold("sample", "nobody", "--debug", folder=tmp_path, code=2)
-    assert "Traceback" in err
-    assert "Error: unknown teacher 'nobody'" in err
+@pytest.mark.parametrize(
+    ("error", "said", "code"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.png"),
+            "no space left on device (x.png); free some space",
+            2,
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "permission denied (x); change the permissions", 2),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."), "make --batch-size smaller", 2),
+        (ValueError("odd\nlong story"), "unexpected ValueError: odd; run it again with --debug", 1),
+    ],
+)
+def test_what_goes_wrong_around_us(
+    error: Exception, said: str, code: int, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
 
-
-def test_each_process_says_who_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    _, err = onefold("sample", "x", "--out", "x.jpg", folder=tmp_path, code=2)
-    assert err.startswith("[rank 1] Error: ")
-
-
-def test_overwrite_is_an_explicit_wish(teacher: Path, tmp_path: Path) -> None:
-    (tmp_path / "old.png").write_text("old")
-    sampled(teacher, tmp_path, "old.png", "--count", 1, "--overwrite")
-    with Image.open(tmp_path / "old.png") as picture:
-        assert picture.format == "PNG"
-
-
-def test_ctrl_c_ends_with_one_sentence_and_the_run_goes_on(tmp_path: Path) -> None:
-    words = ("teach", "digits", "--out", "run", *TINY)
-    process = start(*words, "--budget", "100M", folder=tmp_path)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("run/samples/*.png")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert not out
-    assert "Traceback" not in err
-    assert "the same command goes on" in err.splitlines()[-1]
-    assert list(tmp_path.glob("run/checkpoints/step-*"))
+    monkeypatch.setattr("onefold.teachers.bundled", fail)
+    got, out, err = here("teachers")
+    assert got == code
+    assert said in one_sentence(out, err)

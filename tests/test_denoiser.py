@@ -117,7 +117,9 @@ def test_a_batch_may_mix_inf_and_finite_levels() -> None:
     assert torch.allclose(both, torch.cat([denoise(x[:1], math.inf), denoise(x[1:], 1.0)]), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("zero-snr", "eps"), ("flow", "eps"), ("edm", "edm"), ("vp", "v"), ("ve", "x0")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("zero-snr", "eps"), ("flow", "eps"), ("edm", "edm"), ("vp", "v"), ("ve", "x0")]
+)
 def test_inf_is_refused_where_it_means_nothing(name: str, kind: str) -> None:
     denoise = Denoiser(lambda z, time: z, PROCESSES[name], prediction=kind, shape=(3,))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="start the grid at"):
@@ -223,7 +225,7 @@ def test_only_the_network_runs_in_low_precision(precision: str) -> None:
             inside.append((out := self.layer(z)).dtype)
             return out
 
-    denoise = Denoiser(Net(), EDM(), prediction="edm", shape=(3,), precision=precision)  # type: ignore[arg-type]
+    denoise = Denoiser(Net(), VE(), prediction="x0", shape=(3,), precision=precision)  # type: ignore[arg-type]
     assert denoise(torch.randn(2, 3), 1.0).dtype == torch.float32
     assert inside == [{"fp32": torch.float32, "bf16": torch.bfloat16}[precision]]
 
@@ -268,7 +270,9 @@ def test_label_restricts_the_mixture() -> None:
     teacher = labelled_mixture()
     alone = GaussianMixture(teacher.means[1:], teacher.stds[1:], teacher.weights[1:])
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
-    assert torch.allclose(teacher(x, 0.8, {"labels": torch.ones(5, dtype=torch.long)}), alone(x, 0.8), rtol=0, atol=1e-12)
+    assert torch.allclose(
+        teacher(x, 0.8, {"labels": torch.ones(5, dtype=torch.long)}), alone(x, 0.8), rtol=0, atol=1e-12
+    )
 
 
 def test_mixture_draws_its_own_distribution() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -116,7 +117,9 @@ def test_quadratic_steps_are_those_of_ddim() -> None:
     """tau_i = T (i / N)^2 in 1-based steps."""
     grid = quadratic(LINEAR, 10)
     assert grid.times is not None
-    assert torch.allclose(grid.times + 1, torch.tensor([10.0 * i**2 for i in range(10, 0, -1)], dtype=DOUBLE), rtol=1e-9)
+    assert torch.allclose(
+        grid.times + 1, torch.tensor([10.0 * i**2 for i in range(10, 0, -1)], dtype=DOUBLE), rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("process", [EDM(), VE()])
@@ -188,8 +191,15 @@ def published_sigmoid_table(steps: int = 1024) -> Tensor:
 def test_the_two_anchors() -> None:
     assert even_steps(1024, 128) == tuple(range(8, 1025, 8))
     assert [step - 1 for step in even_steps(1024, 128, anchor="start")] == list(range(0, 1024, 8))
+    assert [step - 1 for step in even_steps(1024, 100, anchor="start")] == [1024 * i // 100 for i in range(100)]
     process = DiscreteVP(published_sigmoid_table())
-    for steps, index, signal in [(128, 1016, 0.0020855), (32, 992, 0.0098), (16, 960, 0.021823), (2, 512, 0.498), (1, 0, 0.9997)]:
+    for steps, index, signal in [
+        (128, 1016, 0.0020855),
+        (32, 992, 0.0098),
+        (16, 960, 0.021823),
+        (2, 512, 0.498),
+        (1, 0, 0.9997),
+    ]:
         grid = subsequence(process, steps, anchor="start")
         assert grid.phi is not None
         assert grid.phi[-1] == index + 1
@@ -203,7 +213,7 @@ def test_the_two_anchors() -> None:
 def test_steps_that_do_not_divide(total: int, steps: int, anchor: str) -> None:
     phi = even_steps(total, steps, anchor=anchor)  # type: ignore[arg-type]
     assert len(phi) == steps
-    assert all(lower < upper for lower, upper in zip(phi, phi[1:], strict=False))
+    assert all(lower < upper for lower, upper in pairwise(phi))
     assert 1 <= phi[0] <= phi[-1] <= total
     assert (phi[-1] == total) if anchor == "end" else (phi[0] == 1)
     if anchor == "end":
@@ -222,7 +232,9 @@ def test_ratio_mode_refuses_remainders() -> None:
         even_steps(1000, 3, strict=True)
 
 
-@pytest.mark.parametrize("phi", [[], [5, 3], [3, 3], [0, 5], [-2, 5], [1, 1001], [1001, 3], [1.5, 3], [1, True], ["1", 2]])
+@pytest.mark.parametrize(
+    "phi", [[], [5, 3], [3, 3], [0, 5], [-2, 5], [1, 1001], [1001, 3], [1.5, 3], [1, True], ["1", 2]]
+)
 def test_bad_lists_are_refused_and_left_alone(phi: list[Any]) -> None:
     before = list(phi)
     with pytest.raises(UserError):
@@ -289,6 +301,8 @@ def test_explicit_levels_are_subdivided_along_the_seventh_root() -> None:
     assert close(fine.sigmas, karras(EDM(), 4, end="sigma_min", sigma_min=0.006).sigmas)
     to_zero = explicit([2.0]).subdivide(2).sigmas
     assert close(to_zero, [2.0, 2.0 / 2**7, 0.0])
+    # and so is the interval to 0 of a schedule whose own axis does not reach 0
+    assert close(logsnr(EDM(), 3).subdivide(2).sigmas[-3:], [0.002, 0.002 / 2**7, 0.0])
 
 
 def test_intervals_at_inf_are_subdivided_in_flow_time() -> None:

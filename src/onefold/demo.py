@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
 from torch import Tensor
 
 from onefold.denoiser import Denoiser
 from onefold.pictures import labelled_rows, save_png
+from onefold.process import EDM, VE, Process
 from onefold.progress import Progress, silent
 from onefold.sampling import sample
 
-SOLVERS = ("euler", "heun", "ipndm4", "dpmpp2m", "dpmpp3m", "unipc2")
+SOLVERS = ("euler", "heun", "dpmpp2m", "dpmpp3m", "unipc2", "ipndm3")
 CALLS = (4, 8, 16)
+# Two fine solutions by different formulas: how far they are apart says how far either can be trusted.
+FINE = ("dpmpp3m_exact", "ipndm4")
+FAILED = 1.0  # pixels in [-1, 1] that are this far off are no picture
 COLUMNS = 10  # of the picture
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One solver at one number of calls; `counted` calls were really made."""
+    """One solver on one grid at one number of calls; `counted` calls were really made."""
 
     solver: str
+    grid: str
     calls: int
     counted: int
     distance: float
+
+    @property
+    def cell(self) -> str:
+        made = "" if self.counted == self.calls else f" ({self.counted} made)"
+        return ("fails" if not self.distance < FAILED else f"{self.distance:.4f}") + made
 
 
 @dataclass(frozen=True)
@@ -45,12 +55,11 @@ class Demo:
         return min((entry for entry in self.entries if entry.calls == calls), key=lambda entry: entry.distance)
 
     def cells(self) -> list[list[str]]:
-        """Rows of the printed table: a solver and its distance at each number of calls."""
-        rows: dict[str, list[str]] = {}
+        """Rows of the printed table: solver, grid and the distance at each number of calls; a star at the best."""
+        rows: dict[tuple[str, str], list[str]] = {}
         for entry in self.entries:
-            row = rows.setdefault(entry.solver, [entry.solver])
-            counted = "" if entry.counted == entry.calls else f" ({entry.counted} made)"
-            row.append(f"{entry.distance:.4f}{counted}{'*' if entry == self.best(entry.calls) else ' '}")
+            row = rows.setdefault((entry.solver, entry.grid), [entry.solver, entry.grid])
+            row.append(entry.cell + ("*" if entry == self.best(entry.calls) else " "))
         return list(rows.values())
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,7 +75,7 @@ class Bench:
         self.done = 0
         progress(0, budget)
 
-    def images(self, solver: str, calls: int) -> tuple[Tensor, int]:
+    def images(self, solver: str, calls: int, grid: str = "karras") -> tuple[Tensor, int]:
         """Images and the calls they cost."""
         before = self.teacher.calls
         images = sample(
@@ -74,6 +83,7 @@ class Bench:
             self.count,
             solver=solver,
             calls=calls,
+            grid=grid,
             seed=self.seed,
             labels=self.labels,
             batch_size=self.count,
@@ -94,40 +104,46 @@ def run(
 ) -> Demo:
     """Compares solvers on the same noise and writes `solvers.png` into `out`."""
     begin = time.perf_counter()
-    solvers, levels, fine = (SOLVERS[::2], CALLS[:2], 32) if quick else (SOLVERS, CALLS, 128)
-    bench = Bench(teacher, count, seed, 2 * fine + len(solvers) * sum(levels), progress)
-    reference, _ = bench.images("dpmpp3m", fine)
-    check, _ = bench.images("heun", fine)
+    solvers, levels, fine = (SOLVERS[::2], CALLS[:2], 48) if quick else (SOLVERS, CALLS, 128)
+    runs = [(solver, grid, calls) for grid in grids_for(teacher.process) for solver in solvers for calls in levels]
+    bench = Bench(teacher, count, seed, 2 * fine + sum(calls for *_, calls in runs), progress)
+    reference, check = (bench.images(solver, fine)[0] for solver in FINE)
     results: dict[Entry, Tensor] = {}
-    for solver in solvers:
-        for calls in levels:
-            images, counted = bench.images(solver, calls)
-            results[Entry(solver, calls, counted, distance(images, reference))] = images
+    for solver, grid, calls in runs:
+        images, counted = bench.images(solver, calls, grid)
+        results[Entry(solver, grid, calls, counted, distance(images, reference))] = images
     demo = Demo(
         count=count,
         calls=levels,
-        reference=f"dpmpp3m with {fine} calls",
-        check=f"heun with {fine}",
+        reference=f"{FINE[0]}, {fine} calls",
+        check=f"{FINE[1]}, {fine} calls",
         accuracy=distance(check, reference),
         entries=tuple(results),
         picture=str(Path(out) / "solvers.png"),
         seconds=time.perf_counter() - begin,
     )
-    draw(demo, teacher.name, reference, results, levels)
+    save_png(draw(demo, teacher.name, reference, results), demo.picture)
     return demo
+
+
+def grids_for(process: Process) -> tuple[str, str]:
+    """The usual grid, and the one that serves few calls best: even in the root of time, or in log sigma without a time."""
+    return ("karras", "logsnr") if isinstance(process, (EDM, VE)) else ("karras", "quadratic")
 
 
 def distance(images: Tensor, reference: Tensor) -> float:
     return float((images.double() - reference.double()).square().mean().sqrt())
 
 
-def draw(demo: Demo, name: str, reference: Tensor, results: dict[Entry, Tensor], levels: Sequence[int]) -> None:
-    """The teacher at its best on top, the best solver at fewer and fewer calls below, one noise a column."""
-    rows = [(f"{demo.reference}\n(the teacher at its best)", reference)]
-    for calls in sorted(levels, reverse=True):
-        best = demo.best(calls)
-        rows.append((f"{best.solver} with {calls} calls\n(RMSE {best.distance:.3f})", results[best]))
-    picture = labelled_rows(
+def draw(demo: Demo, name: str, reference: Tensor, results: dict[Entry, Tensor]) -> Image:
+    """The teacher at its best on top, the best way at fewer and fewer calls below, then the plainest; one noise a column."""
+    few = min(demo.calls)
+    plain = next(entry for entry in demo.entries if (entry.solver, entry.calls) == ("euler", few))
+    shown = [*(demo.best(calls) for calls in sorted(demo.calls, reverse=True)), plain]
+    rows = [(f"teacher at its best\n{demo.reference}", reference)]
+    rows += [
+        (f"{entry.calls} calls, RMSE {entry.cell}\n{entry.solver} on {entry.grid}", results[entry]) for entry in shown
+    ]
+    return labelled_rows(
         [(label, images[:COLUMNS]) for label, images in rows], title=f"{name}: the same noise in each column"
     )
-    save_png(picture, demo.picture)

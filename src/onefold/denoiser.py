@@ -34,7 +34,7 @@ class Denoiser:
     """
 
     name: str = "unnamed"
-    card: Mapping[str, Any] = {}  # noqa: RUF012  what is known about it: data, command, cost, hash
+    card: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -91,10 +91,14 @@ class Denoiser:
             self.calls += 1
             return self.evaluate(x, sigma, cond)
         if not self.null:
-            raise UserError(f"teacher {self.name!r} was not trained without its labels; guidance must be 1, not {self.guidance}")
+            raise UserError(
+                f"teacher {self.name!r} was not trained without its labels; guidance must be 1, not {self.guidance}"
+            )
         # One pass over both halves; still two network calls an image.
         self.calls += 2
-        free = {key: torch.full_like(value, self.null[key]) if key in self.null else value for key, value in cond.items()}
+        free = {
+            key: torch.full_like(value, self.null[key]) if key in self.null else value for key, value in cond.items()
+        }
         both = {key: torch.cat([value, free[key]]) for key, value in cond.items()}
         twice = sigma if sigma.numel() == 1 else torch.cat([sigma, sigma])
         guided, plain = self.evaluate(torch.cat([x, x]), twice, both).chunk(2)
@@ -166,13 +170,20 @@ class GaussianMixture(Denoiser):
         self.means = means
         self.stds = spread_components(stds, means).clone()
         weights = torch.ones(count) if weights is None else weights
-        self.weights = torch.as_tensor(weights, dtype=torch.float64) / torch.as_tensor(weights, dtype=torch.float64).sum()
+        self.weights = (
+            torch.as_tensor(weights, dtype=torch.float64) / torch.as_tensor(weights, dtype=torch.float64).sum()
+        )
         self.component_labels = None if labels is None else torch.as_tensor(labels)
         if len(self.weights) != count or (labels is not None and len(labels) != count):
             raise UserError(f"a mixture of {count} means needs {count} weights and labels, not {len(self.weights)}")
         classes = None if labels is None else int(max(labels)) + 1
         super().__init__(
-            self.closed_form, process or EDM(), prediction="x0", shape=means.shape[1:], classes=classes, null={"labels": -1}
+            self.closed_form,
+            process or EDM(),
+            prediction="x0",
+            shape=means.shape[1:],
+            classes=classes,
+            null={"labels": -1},
         )
 
     def evaluate(self, x: Tensor, sigma: Tensor, cond: Conditions) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 
@@ -20,7 +20,7 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
         if torch.backends.mps.is_available():
             return torch.device("mps"), "mps: the fastest that torch sees"
         return torch.device("cpu"), "cpu: torch sees no accelerator"
-    kind = name.split(":")[0]
+    kind = name.split(":", maxsplit=1)[0]
     if kind not in ("cpu", "cuda", "mps"):
         raise UserError(f"unknown device {name!r}{suggest(kind, ('auto', 'cpu', 'cuda', 'mps'))}")
     usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -36,7 +36,7 @@ def choose_precision(name: PrecisionChoice, device: torch.device) -> tuple[Preci
     if name == "fp16" and device.type == "cpu":
         raise UserError("precision 'fp16' is not for the CPU; use bf16 or fp32")
     if name != "auto":
-        return cast(Precision, name), f"{name}: asked for"
+        return name, f"{name}: asked for"
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", "bf16: the device computes it natively"
-    return "fp32", f"fp32: bf16 gains nothing sure on {device.type}"
+    return "fp32", f"fp32: the safe choice on {device.type}"

@@ -34,6 +34,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield draft
         for item in draft.rglob("*"):
+            if item.is_file():
+                item.chmod(0o644)  # safetensors writes for the owner only
             sync(item)
         sync(draft)
         if path.exists():

@@ -170,7 +170,9 @@ class EDM(Process):
 class VE(Process):
     """Variance exploding without any scaling: a = 1, time = ln(sigma / 2) as in the NCSN++ networks, or sigma itself."""
 
-    def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100.0, time: Literal["log", "sigma"] = "log") -> None:
+    def __init__(
+        self, sigma_min: float = 0.02, sigma_max: float = 100.0, time: Literal["log", "sigma"] = "log"
+    ) -> None:
         self.sigma_min, self.sigma_max, self.log_time = sigma_min, sigma_max, time == "log"
 
     def alpha(self, sigma: Tensor) -> Tensor:
@@ -188,7 +190,9 @@ class VE(Process):
 
     def scales(self, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         if torch.isinf(as_sigma(sigma)).any():
-            raise UserError("a variance-exploding network has no input at sigma = inf; start the grid at a finite level")
+            raise UserError(
+                "a variance-exploding network has no input at sigma = inf; start the grid at a finite level"
+            )
         return super().scales(sigma)
 
 
@@ -264,14 +268,15 @@ def beta_table(schedule: str, steps: int = 1000, start: float = 1e-4, end: float
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     match schedule:
         case "linear":
-            return start + (end - start) * ramp
+            return ramp * (end - start) + start
         case "scaled_linear":
-            return (start**0.5 + (end**0.5 - start**0.5) * ramp).square()
+            return (ramp * (math.sqrt(end) - math.sqrt(start)) + math.sqrt(start)).square()
         case "sigmoid":
             return torch.sigmoid(12 * ramp - 6) * (end - start) + start
         case "squaredcos_cap_v2":
             edge = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
-            return (1 - edge[1:] / edge[:-1]).clamp(max=0.999)
+            betas: Tensor = (1 - edge[1:] / edge[:-1]).clamp(max=0.999)
+            return betas
     known = ("linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2")
     raise UserError(f"unknown beta schedule {schedule!r}{suggest(schedule, known)}")
 

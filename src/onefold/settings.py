@@ -26,7 +26,7 @@ def build(kind: type[S], values: Mapping[str, Any]) -> S:
             raise UserError(f"unknown setting {key!r}{suggest(key, kind.model_fields)}")
     try:
         return kind(**values)
-    except ValidationError as error:
+    except ValidationError as error:  # a UserError raised by a validator passes through as it is
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "settings"
         raise UserError(f"setting {where}={first['input']!r} does not fit: {first['msg']}") from None

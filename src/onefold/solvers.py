@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onefold.denoiser import Conditions
 from onefold.errors import UserError, suggest
+from onefold.grids import End
 from onefold.seeds import NoiseSource
 
-Conditions = Mapping[str, Tensor]
 AFS = Literal["ve", "vp"]
-End = Literal["zero", "sigma_min"]
 Evaluate = Callable[[Tensor, float], Tensor]
 Core = Callable[..., Iterator[Tensor]]
 
@@ -368,15 +368,24 @@ def adams_bashforth(
     highest: int,
     weights: Callable[[list[float], float], Sequence[float]],
 ) -> Iterator[Tensor]:
-    """Euler with the newest noise, plus what the weighted older noises differ from it."""
-    history: list[tuple[float, Tensor]] = []  # (sigma, noise), newest first
+    """Euler with the newest noise e = (x - D) / s, plus the weighted differences of the older ones from it.
+
+    A step r x + (1 - r) D + c changes the noise by (D + c - D') / t. Kept in this form the differences are exact at large
+    sigma, where the noises themselves agree in all their digits.
+    """
+    older: list[tuple[float, Tensor]] = []  # (sigma, its noise less the newest), newest first
+    reached: tuple[float, Tensor] | None = None  # (sigma, D + c) of the last step
     for sigma, to in pairwise(sigmas):
         denoised = evaluate(x, sigma)
-        history = [(sigma, (x - denoised) / sigma), *history[: highest - 1]]
-        shares = weights([level for level, _ in history], to)
-        x = euler_step(x, denoised, sigma, to)
-        for share, (_, older) in zip(shares[1:], history[1:], strict=True):
-            x = x + (to - sigma) * share * (older - history[0][1])
+        if reached is not None:
+            rise = (reached[1] - denoised) / sigma
+            older = [(reached[0], -rise), *((level, off - rise) for level, off in older)][: highest - 1]
+        shares = weights([sigma, *(level for level, _ in older)], to)
+        correction = torch.zeros_like(x)
+        for share, (_, off) in zip(shares[1:], older, strict=True):
+            correction = correction + (to - sigma) * share * off
+        x = euler_step(x, denoised, sigma, to) + correction
+        reached = sigma, denoised + correction
         yield x
 
 

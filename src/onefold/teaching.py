@@ -18,11 +18,11 @@ from onefold.devices import choose_device, choose_precision
 from onefold.errors import UserError
 from onefold.networks.unet import build_unet, call_unet
 from onefold.process import Prediction, from_x0
-from onefold.sampling import labels_for, sample
+from onefold.progress import Progress
+from onefold.sampling import sample
 from onefold.settings import build, read_yaml
 from onefold.teachers.native import Noising, save_teacher
 from onefold.training.contract import Batch, Draw, Networks, Update
-from onefold.progress import Progress
 from onefold.training.loop import Engine, RunSettings, Tell, ignore
 from onefold.version import versions
 
@@ -57,7 +57,7 @@ class TeachSettings(RunSettings):
 class Teaching:
     """Denoising score matching, one update a batch: || network(a x0 + b eps) - target ||^2 in the network's own prediction."""
 
-    averaged = ("unet",)
+    averaged: tuple[str, ...] = ("unet",)
 
     def __init__(self, denoiser: Denoiser, train: Stream, held_out: ImageData, settings: TeachSettings, command: str) -> None:
         self.denoiser, self.train, self.settings, self.command = denoiser, train, settings, command
@@ -132,7 +132,7 @@ class Teaching:
             "cost": dict(cost),
             "versions": versions(),
         }
-        save_teacher(folder, unet, self.noising, card)  # type: ignore[arg-type]
+        save_teacher(folder, unet, self.noising, card)
 
 
 def noising_of(settings: TeachSettings) -> Noising:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,21 +38,22 @@ def demo_command(
     if as_json:
         say_json(demo.as_dict())
     else:
-        show(demo, teacher)
+        show(demo, teacher, "" if model.classes is None else f" --labels 0-{model.classes - 1}")
 
 
-def show(demo: Demo, teacher: str) -> None:
+def show(demo: Demo, teacher: str, classes: str) -> None:
     say(
-        f"{demo.count} images of {teacher!r} from the same noise. Distance (RMSE of pixels in [-1, 1]) to the teacher's own\n"
-        f"fine solution ({demo.reference}; {demo.check} differs from it by {demo.accuracy:.4f}); * is the best of its column.\n"
+        f"{demo.count} images of {teacher} from the same noise: distance (RMSE, pixels in [-1, 1]) to the teacher's own fine\n"
+        f"solution ({demo.reference}), which is known to {demo.accuracy:.4f} ({demo.check}). * is the best of a column.\n"
     )
-    header = ["solver", *(f"{calls} calls" for calls in demo.calls)]
-    say(table(header, demo.cells(), right=range(1, len(header))))
-    say(f"\nThe picture of it: {demo.picture} ({demo.seconds:.0f} s in all)")
-    calls = sorted(demo.calls)[len(demo.calls) // 2]
+    header = ["solver", "grid", *(f"{calls} calls" for calls in demo.calls)]
+    say(table(header, demo.cells(), right=range(2, len(header))))
+    say(f"\nThe pictures: {demo.picture} ({demo.seconds:.0f} s in all)")
+    best = demo.best(sorted(demo.calls)[1])
+    how = f"--calls {best.calls} --solver {best.solver} --grid {best.grid}"
     say(
         "\nTry next:\n"
-        f"  {program()} sample {teacher} --count 100 --labels 0-9 --calls {calls} --solver {demo.best(calls).solver} --out hundred.png\n"
+        f"  {program()} sample {shlex.quote(teacher)} --count 100{classes} {how} --out hundred.png\n"
         f"  {program()} teachers\n"
         f"  {program()} teach digits --budget 2m --out runs/digits    (your own images: a folder in place of digits)"
     )

@@ -29,7 +29,8 @@ def import_diffusers() -> ModuleType:
             f"the installed torchvision does not match torch {torch.__version__} and breaks diffusers; "
             "onefold does not need it: pip uninstall torchvision, or install the build that belongs to this torch"
         ) from error
-    return diffusers
+    module: ModuleType = diffusers
+    return module
 
 
 def build_unet(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from onefold.errors import UserError
 
@@ -44,3 +47,13 @@ class Budget:
 
     def __str__(self) -> str:
         return f"{self.images:,} images" if self.images is not None else f"{self.seconds:g} s"
+
+
+def readable(value: Any) -> str:
+    """As it was written; a plain number means images."""
+    if value != "auto":
+        Budget.parse(value)
+    return str(value)
+
+
+Amount = Annotated[str, BeforeValidator(readable)]

@@ -22,7 +22,7 @@ from onefold.errors import UserError
 from onefold.files import atomic_file
 from onefold.progress import Progress, silent
 from onefold.settings import Settings
-from onefold.training.budget import Budget
+from onefold.training.budget import Amount, Budget
 from onefold.training.checkpoint import optimizer_tensors, restore_optimizer
 from onefold.training.contract import Batch, Draw, Method, Update
 from onefold.training.ema import Averages
@@ -37,7 +37,7 @@ class RunSettings(Settings):
     """What the engine needs to know, whatever the method."""
 
     out: str = Field(description="run folder; the same command goes on with an interrupted run")
-    budget: str = Field("30m", description="how long to train: images (200k, 1.5M) or time (30s, 5m, 2h)")
+    budget: Amount = Field("30m", description="how long to train: images (200k, 1.5M) or time (30s, 5m, 2h)")
     batch_size: int = Field(64, ge=1, description="images in one optimiser update, over all processes and micro-batches")
     micro_batches: int = Field(1, ge=1, description="parts of the batch a process works through one after the other; more need less memory")
     seed: int = Field(0, ge=0, description="names every random number of the run")
@@ -49,8 +49,8 @@ class RunSettings(Settings):
     compile: bool = Field(False, description="torch.compile the networks, in place")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
-    sample_every: str = Field("auto", description="images or time between pictures with validation; auto is a twentieth of the budget")
-    checkpoint_every: str = Field("2m", description="images or time between checkpoints")
+    sample_every: Amount = Field("auto", description="images or time between pictures with validation; auto is a twentieth of the budget")
+    checkpoint_every: Amount = Field("2m", description="images or time between checkpoints")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field([], description="trackers to log to beside metrics.jsonl, through accelerate")
 
 
@@ -124,9 +124,10 @@ class Engine:
         """Switches that act in place, so that the method keeps its own modules."""
         for name, network in self.method.networks.items():
             if self.settings.gradient_checkpointing:
-                if not hasattr(network, "enable_gradient_checkpointing"):
+                recompute = getattr(network, "enable_gradient_checkpointing", None)
+                if recompute is None:
                     raise UserError(f"network {name!r} cannot recompute activations; set gradient_checkpointing=false")
-                network.enable_gradient_checkpointing()
+                recompute()
             if self.settings.compile:
                 network.compile()
 
@@ -291,7 +292,7 @@ class Engine:
 
         images = self.method.picture(self.averaged_networks)
         with atomic_file(self.folder.path / "samples" / f"{self.images:010d}.png") as draft:
-            picture_grid(images).save(draft, format="PNG")
+            picture_grid(images, columns=8).save(draft, format="PNG")
 
     # -- what is kept ----------------------------------------------------------------------------------------------
 
