@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from toys import Duel, engine, rows
 
 from onefold.errors import UserError
 from onefold.settings import build
@@ -19,9 +18,12 @@ from onefold.training.budget import Budget
 from onefold.training.contract import Batch, Draw, Update
 from onefold.training.ema import Averages
 from onefold.training.loop import RunSettings, rows_of
+from toys import Duel, engine, rows
 
 
-def by_hand(steps: int, batch_size: int = 16, clip: float = 0.0, half_life: float = 50_000, share: float = 0.05) -> Duel:
+def by_hand(
+    steps: int, batch_size: int = 16, clip: float = 0.0, half_life: float = 50_000, share: float = 0.05
+) -> Duel:
     """What the engine should do, as a plain loop."""
     method = Duel()
     method.ema = {k: v.clone() for k, v in method.networks["left"].state_dict().items()}  # type: ignore[attr-defined]
@@ -68,10 +70,18 @@ def test_micro_batches_give_the_same_weights(tmp_path: Path) -> None:
     engine(tmp_path / "four", four, micro_batches=4).run()
     assert {size for _, size in four.seen} == {4}
     assert all(same(one.networks[n], four.networks[n], 1e-14) for n in one.networks)
-    logged = [[{k: v for k, v in row.items() if k in ("loss", "loss_right", "grad_norm", "distance")} for row in rows(tmp_path / d)] for d in ("one", "four")]
+    logged = [
+        [
+            {k: v for k, v in row.items() if k in ("loss", "loss_right", "grad_norm", "distance")}
+            for row in rows(tmp_path / d)
+        ]
+        for d in ("one", "four")
+    ]
     for a, b in zip(*logged, strict=True):
         assert a.keys() == b.keys()
-        assert all(a[k] == pytest.approx(b[k], rel=1e-5) for k in a if k != "distance")  # a mean of roots is not a root of means
+        assert all(
+            a[k] == pytest.approx(b[k], rel=1e-5) for k in a if k != "distance"
+        )  # a mean of roots is not a root of means
 
 
 def test_rows_split_the_batch_without_gap_or_overlap() -> None:
@@ -220,7 +230,9 @@ def test_all_checkpoints_damaged_is_an_error_that_deletes_nothing(tmp_path: Path
     assert (out / "metrics.jsonl").read_bytes() == log and len(list((out / "checkpoints").iterdir())) == 2
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
     engine(out, budget="80").run()
 
@@ -256,7 +268,10 @@ def test_going_on_is_bit_equal(tmp_path: Path, optimizer: type[torch.optim.Optim
     a, b = (load_file(file) for file in files)
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     clocks = ("seconds", "images_per_second")
-    logs = [[{k: v for k, v in row.items() if k not in clocks} for row in rows(tmp_path / d)] for d in ("straight", "broken")]
+    logs = [
+        [{k: v for k, v in row.items() if k not in clocks} for row in rows(tmp_path / d)]
+        for d in ("straight", "broken")
+    ]
     assert logs[0] == logs[1]
 
 
@@ -295,7 +310,15 @@ def test_a_stop_by_signal_keeps_the_work(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "budget"),
-    [("200k", Budget(images=200_000)), ("1.5M", Budget(images=1_500_000)), ("64", Budget(images=64)), ("30s", Budget(seconds=30)), ("5m", Budget(seconds=300)), ("2h", Budget(seconds=7200)), (" 10 k ", Budget(images=10_000))],
+    [
+        ("200k", Budget(images=200_000)),
+        ("1.5M", Budget(images=1_500_000)),
+        ("64", Budget(images=64)),
+        ("30s", Budget(seconds=30)),
+        ("5m", Budget(seconds=300)),
+        ("2h", Budget(seconds=7200)),
+        (" 10 k ", Budget(images=10_000)),
+    ],
 )
 def test_budgets(text: str, budget: Budget) -> None:
     assert Budget.parse(text) == budget

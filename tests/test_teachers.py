@@ -48,7 +48,13 @@ torch.save(images if images.shape[-1] == 8 else images.permute(0, 3, 1, 2), out)
 def stock_images(tmp_path: Path, folder: Path, noise: torch.Tensor, steps: int, labelled: bool) -> torch.Tensor:
     """Images of plain diffusers in a process that does not know onefold, as [0, 1]."""
     torch.save(noise, tmp_path / "noise.pt")
-    arguments = [str(folder), str(tmp_path / "noise.pt"), str(tmp_path / "out.pt"), str(steps), "yes" if labelled else "no"]
+    arguments = [
+        str(folder),
+        str(tmp_path / "noise.pt"),
+        str(tmp_path / "out.pt"),
+        str(steps),
+        "yes" if labelled else "no",
+    ]
     done = subprocess.run([sys.executable, "-c", STOCK, *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     images: torch.Tensor = torch.load(tmp_path / "out.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -80,7 +81,8 @@ class Plan:
             raise UserError(f"calls is {calls}, expected 1 or more network calls an image")
         if isinstance(grid, Grid):
             return cls(solver, grid, afs)
-        steps = steps_for(solver, calls, end, afs)  # type: ignore[arg-type]
+        from_inf = math.isinf(teacher.process.sigma_max)
+        steps = steps_for(solver, calls, end, afs, from_inf=from_inf)  # type: ignore[arg-type]
         made = make_grid(grid, teacher.process, steps, end=end)  # type: ignore[arg-type]
         return cls(solver, made if teacher.continuous_time else made.snap(teacher.process), afs)
 

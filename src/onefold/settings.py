@@ -51,8 +51,17 @@ def parse_assignments(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals:
             raise UserError(f"--set takes key=value, not {pair!r}")
-        values[key.strip()] = number(text) if number(text) is not None else yaml.safe_load(text)
+        values[key.strip().replace("-", "_")] = read_value(key, text)
     return values
+
+
+def read_value(key: str, text: str) -> Any:
+    try:
+        return number(text) if number(text) is not None else yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(
+            f"the value of {key} is {text!r}, expected a number, a word or a [list]; close what is open"
+        ) from None
 
 
 def number(text: str) -> int | float | None:

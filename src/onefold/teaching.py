@@ -36,22 +36,36 @@ class TeachSettings(RunSettings):
     """Settings of `onefold teach`."""
 
     data: str = Field(description="images: a folder, an .npz, hf:NAME, digits, or teacher:NAME")
-    size: int | None = Field(None, ge=4, description="centre crop and resize to this many pixels; null takes images as they are")
+    size: int | None = Field(
+        None, ge=4, description="centre crop and resize to this many pixels; null takes images as they are"
+    )
     channels: Literal[1, 3] | None = Field(None, description="1 grey or 3 colour; null takes images as they are")
     labels: bool = Field(True, description="learn the classes when the data has any")
-    label_dropout: float = Field(0.1, ge=0, lt=1, description="share of images whose class is hidden, so that guidance works; 0 for none")
+    label_dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of images whose class is hidden, so that guidance works; 0 for none"
+    )
     flip: bool = Field(False, description="mirror half of the images")
     holdout: int = Field(256, ge=1, description="images kept for validation (at most a tenth of the data)")
-    process: Literal["vp", "edm", "flow"] = Field("vp", description="noise process; vp leaves through every stock scheduler")
-    prediction: Literal["auto", "v", "eps", "x0", "edm", "flow"] = Field("auto", description="what the network predicts; auto is v, edm or flow by process")
+    process: Literal["vp", "edm", "flow"] = Field(
+        "vp", description="noise process; vp leaves through every stock scheduler"
+    )
+    prediction: Literal["auto", "v", "eps", "x0", "edm", "flow"] = Field(
+        "auto", description="what the network predicts; auto is v, edm or flow by process"
+    )
     timesteps: int = Field(1000, ge=2, description="length of the vp table, or scale of the flow's time")
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = Field("linear", description="betas of the vp table")
-    widths: list[int] = Field([32, 64, 64], min_length=1, description="channels at each resolution, each half of the one before")
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = Field(
+        "linear", description="betas of the vp table"
+    )
+    widths: list[int] = Field(
+        [32, 64, 64], min_length=1, description="channels at each resolution, each half of the one before"
+    )
     layers: int = Field(1, ge=1, description="residual blocks at each resolution")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the residual blocks")
     lr: float = Field(1e-3, gt=0, description="learning rate of Adam")
     warmup: int = Field(5_000, ge=0, description="images over which the learning rate rises")
-    decay: float = Field(0.3, ge=0, le=1, description="last share of the budget, over which the learning rate falls to 0")
+    decay: float = Field(
+        0.3, ge=0, le=1, description="last share of the budget, over which the learning rate falls to 0"
+    )
 
 
 class Teaching:
@@ -59,10 +73,14 @@ class Teaching:
 
     averaged: tuple[str, ...] = ("unet",)
 
-    def __init__(self, denoiser: Denoiser, train: Stream, held_out: ImageData, settings: TeachSettings, command: str) -> None:
+    def __init__(
+        self, denoiser: Denoiser, train: Stream, held_out: ImageData, settings: TeachSettings, command: str
+    ) -> None:
         self.denoiser, self.train, self.settings, self.command = denoiser, train, settings, command
         self.networks = {"unet": denoiser.module}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"main": torch.optim.Adam(denoiser.module.parameters(), lr=settings.lr)}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "main": torch.optim.Adam(denoiser.module.parameters(), lr=settings.lr)
+        }
         self.noising = noising_of(settings)
         self.held_out = self.validation_batch(held_out)
         self.description = train.data.description
@@ -102,7 +120,9 @@ class Teaching:
         pixels, labels = data.fetch(range(len(data)))
         draw = Draw(self.settings.seed, -1, range(len(data)), len(data))
         images = pixels.float() / 127.5 - 1
-        return self.noised(images, labels if self.denoiser.classes else None, draw.stratified(), draw.noise(self.denoiser.shape))
+        return self.noised(
+            images, labels if self.denoiser.classes else None, draw.stratified(), draw.noise(self.denoiser.shape)
+        )
 
     @torch.no_grad()
     def validate(self, networks: Networks) -> dict[str, float]:
@@ -146,7 +166,9 @@ def new_denoiser(data: ImageData, settings: TeachSettings) -> Denoiser:
     null = classes if classes and settings.label_dropout else None
     torch.manual_seed(settings.seed)
     embeddings = None if classes is None else classes + (null is not None)
-    unet = build_unet(data.shape, widths=settings.widths, layers=settings.layers, classes=embeddings, dropout=settings.dropout)
+    unet = build_unet(
+        data.shape, widths=settings.widths, layers=settings.layers, classes=embeddings, dropout=settings.dropout
+    )
     noising = noising_of(settings)
     return Denoiser(
         unet,
@@ -202,7 +224,9 @@ def teach(
     train, held_out = split(images, chosen.holdout, chosen.seed)
     denoiser = new_denoiser(images, chosen).replace(precision=precision)
     parameters = sum(p.numel() for p in denoiser.module.parameters())
-    say(f"{len(train):,} images of {'x'.join(map(str, images.shape))}, {images.classes or 'no'} classes; network of {parameters:,} parameters")
+    say(
+        f"{len(train):,} images of {'x'.join(map(str, images.shape))}, {images.classes or 'no'} classes; network of {parameters:,} parameters"
+    )
     stream = Stream(train, batch_size=chosen.batch_size, seed=chosen.seed, flip=chosen.flip)
     method = Teaching(denoiser, stream, held_out, chosen, command_of(chosen))
     engine = Engine(

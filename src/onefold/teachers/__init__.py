@@ -16,7 +16,7 @@ def bundled() -> dict[str, dict[str, Any]]:
     """The teachers inside the package: name -> card."""
     from onefold.teachers.native import CARD, read_json
 
-    folders = sorted(p for p in ASSETS.iterdir() if (p / CARD).is_file())
+    folders = sorted(p for p in ASSETS.glob("*") if (p / CARD).is_file())
     return {folder.name: read_json(folder / CARD) for folder in folders}
 
 
@@ -29,7 +29,9 @@ def load_teacher(source: str | Path, *, device: str = "auto", precision: str = "
     if (folder / "teacher").is_dir():  # a run folder
         folder = folder / "teacher"
     if not folder.is_dir():
-        raise UserError(f"unknown teacher {str(source)!r}: neither bundled nor a folder{suggest(str(source), bundled())}")
+        raise UserError(
+            f"unknown teacher {str(source)!r}: neither bundled nor a folder{suggest(str(source), bundled())}"
+        )
     place, _ = choose_device(device)
     chosen, _ = choose_precision(precision, place)  # type: ignore[arg-type]
     return load_folder(folder).replace(precision=chosen).to(place)

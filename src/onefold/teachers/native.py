@@ -1,7 +1,7 @@
 """Native teachers: a diffusers folder that plain diffusers loads and samples, and that says all we need to know.
 
-    unet/ + scheduler/ + model_index.json    what diffusers reads
-    onefold.json                             what it has no place for: classes, the null class, data, command, cost, hash
+unet/ + scheduler/ + model_index.json    what diffusers reads
+onefold.json                             what it has no place for: classes, the null class, data, command, cost, hash
 """
 
 from __future__ import annotations
@@ -80,14 +80,20 @@ def load_folder(folder: Path) -> Denoiser:
     card = read_json(folder / CARD) if (folder / CARD).exists() else {}
     for part in (WEIGHTS, Path("scheduler") / "scheduler_config.json"):
         if not (folder / part).is_file():
-            raise UserError(f"{folder} is not a teacher: {part} is missing; give a folder made by `onefold teach` or save_pretrained")
+            raise UserError(
+                f"{folder} is not a teacher: {part} is missing; give a folder made by `onefold teach` or save_pretrained"
+            )
     if card and sha256(folder / WEIGHTS) != card.get("sha256"):
-        raise UserError(f"the weights in {folder} do not match their checksum; the folder is damaged or was edited, restore it")
+        raise UserError(
+            f"the weights in {folder} do not match their checksum; the folder is damaged or was edited, restore it"
+        )
     process, prediction = read_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))
     try:
         unet = import_diffusers().UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'unet'} does not load as a UNet2DModel ({first_line(error)}); restore it") from error
+        raise UserError(
+            f"{folder / 'unet'} does not load as a UNet2DModel ({first_line(error)}); restore it"
+        ) from error
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     null = card.get("null_label")
@@ -113,7 +119,9 @@ def read_scheduler(config: Mapping[str, Any]) -> tuple[Process, Prediction]:
     if kind == "FlowMatchEulerDiscreteScheduler":
         return Flow(float(config["num_train_timesteps"])), "flow"
     if "beta_schedule" not in config:
-        raise UserError(f"scheduler {kind!r} is not known; known are those with a beta schedule, EDMEuler and FlowMatchEulerDiscrete")
+        raise UserError(
+            f"scheduler {kind!r} is not known; known are those with a beta schedule, EDMEuler and FlowMatchEulerDiscrete"
+        )
     kind = config.get("prediction_type", "epsilon")
     if kind not in OUR_NAMES:
         raise UserError(f"prediction type {kind!r} is not known{suggest(kind, OUR_NAMES)}")

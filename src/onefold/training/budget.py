@@ -26,7 +26,9 @@ class Budget:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]?)\s*", str(text))
         number, unit = (float(match[1]), match[2]) if match else (0.0, "?")
         if number <= 0 or unit not in IMAGES | SECONDS:
-            raise UserError(f"budget {str(text)!r} is not understood; write images as 200k or 1.5M, time as 30s, 5m or 2h")
+            raise UserError(
+                f"budget {str(text)!r} is not understood; write images as 200k or 1.5M, time as 30s, 5m or 2h"
+            )
         if unit in SECONDS:
             return cls(seconds=number * SECONDS[unit])
         return cls(images=max(1, round(number * IMAGES[unit])))

@@ -75,7 +75,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{FACTS} does not match its checksum")
     facts: dict[str, Any] = json.loads(text)
     if facts["format"] != FORMAT:
-        raise UserError(f"checkpoint {path} has format {facts['format']}, this version reads {FORMAT}; use the version that wrote it")
+        raise UserError(
+            f"checkpoint {path} has format {facts['format']}, this version reads {FORMAT}; use the version that wrote it"
+        )
     if sha256(path / TENSORS) != facts["sha256"]:
         raise ValueError(f"{TENSORS} does not match its checksum")
     return load_file(path / TENSORS), facts

@@ -19,7 +19,9 @@ class Averages:
     def __init__(self, networks: Mapping[str, nn.Module], half_life: float | None, share: float | None) -> None:
         self.half_life, self.share = half_life, share
         self.sources = dict(networks)
-        self.networks = {name: copy.deepcopy(network).eval().requires_grad_(False) for name, network in networks.items()}
+        self.networks = {
+            name: copy.deepcopy(network).eval().requires_grad_(False) for name, network in networks.items()
+        }
         pairs = [
             pair
             for name in networks

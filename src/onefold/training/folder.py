@@ -31,14 +31,18 @@ class RunFolder:
         """Refuse a folder of another run; returns what changed but may."""
         if not self.config.exists():
             if self.path.exists() and any(item.name != ".lock" for item in self.path.iterdir()):
-                raise UserError(f"{self.path} exists and is no run folder (it has no config.yaml); choose another --out")
+                raise UserError(
+                    f"{self.path} exists and is no run folder (it has no config.yaml); choose another --out"
+                )
             return []
         before = read_yaml(self.config)
         differing = [k for k in sorted(before.keys() | config.keys()) if before.get(k) != config.get(k)]
         fixed = [k for k in differing if k not in CHANGEABLE]
         if fixed:
             told = ", ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} now" for k in fixed)
-            raise UserError(f"{self.path} holds a run with other settings ({told}); choose another --out or the same settings")
+            raise UserError(
+                f"{self.path} holds a run with other settings ({told}); choose another --out or the same settings"
+            )
         return [f"{k}: {before.get(k)} -> {config.get(k)}" for k in differing if k != "out"]
 
     def open(self, config: Mapping[str, Any]) -> None:
@@ -56,11 +60,12 @@ class RunFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            raise UserError(f"{self.path} is in use by a running process; wait for it or choose another --out") from None
+            raise UserError(
+                f"{self.path} is in use by a running process; wait for it or choose another --out"
+            ) from None
         self.lock = lock
 
     def close(self) -> None:
         if self.lock is not None:
             self.lock.close()
             self.lock = None
-

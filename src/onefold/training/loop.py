@@ -38,20 +38,36 @@ class RunSettings(Settings):
 
     out: str = Field(description="run folder; the same command goes on with an interrupted run")
     budget: Amount = Field("30m", description="how long to train: images (200k, 1.5M) or time (30s, 5m, 2h)")
-    batch_size: int = Field(64, ge=1, description="images in one optimiser update, over all processes and micro-batches")
-    micro_batches: int = Field(1, ge=1, description="parts of the batch a process works through one after the other; more need less memory")
+    batch_size: int = Field(
+        64, ge=1, description="images in one optimiser update, over all processes and micro-batches"
+    )
+    micro_batches: int = Field(
+        1, ge=1, description="parts of the batch a process works through one after the other; more need less memory"
+    )
     seed: int = Field(0, ge=0, description="names every random number of the run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the networks only; all around them is float32")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="of the networks only; all around them is float32"
+    )
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
-    ema_half_life: float | None = Field(50_000, gt=0, description="half-life of the averaged weights in images; null for none")
-    ema_share: float | None = Field(0.05, gt=0, lt=1, description="caps the half-life at this share of the images seen; null for none")
+    ema_half_life: float | None = Field(
+        50_000, gt=0, description="half-life of the averaged weights in images; null for none"
+    )
+    ema_share: float | None = Field(
+        0.05, gt=0, lt=1, description="caps the half-life at this share of the images seen; null for none"
+    )
     compile: bool = Field(False, description="torch.compile the networks, in place")
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, more time"
+    )
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
-    sample_every: Amount = Field("auto", description="images or time between pictures with validation; auto is a twentieth of the budget")
+    sample_every: Amount = Field(
+        "auto", description="images or time between pictures with validation; auto is a twentieth of the budget"
+    )
     checkpoint_every: Amount = Field("2m", description="images or time between checkpoints")
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field([], description="trackers to log to beside metrics.jsonl, through accelerate")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        [], description="trackers to log to beside metrics.jsonl, through accelerate"
+    )
 
 
 class Engine:
@@ -72,7 +88,11 @@ class Engine:
     ) -> None:
         self.method, self.settings, self.accelerator = method, settings, accelerator
         self.config, self.identity, self.result = dict(config), dict(identity or {}), result
-        self.main, self.world, self.rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
+        self.main, self.world, self.rank = (
+            accelerator.is_main_process,
+            accelerator.num_processes,
+            accelerator.process_index,
+        )
         self.report: Progress = progress if progress is not None and self.main else silent
         self.tell: Tell = tell if tell is not None and self.main else ignore
         self.device = accelerator.device
@@ -80,7 +100,9 @@ class Engine:
         self.rows = rows_of(settings.batch_size, self.world, self.rank, settings.micro_batches)
         self.budget = Budget.parse(settings.budget)
         self.folder = RunFolder(Path(settings.out))
-        self.averages = Averages({n: method.networks[n] for n in method.averaged}, settings.ema_half_life, settings.ema_share)
+        self.averages = Averages(
+            {n: method.networks[n] for n in method.averaged}, settings.ema_half_life, settings.ema_share
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.window = Window()
         self.step, self.best, self.looked = 0, float("inf"), -1
@@ -132,10 +154,13 @@ class Engine:
                 network.compile()
 
     def loop(self) -> None:
-        sample_every = Budget.parse(self.settings.sample_every) if self.settings.sample_every != "auto" else self.budget.share(20)
+        sample_every = (
+            Budget.parse(self.settings.sample_every) if self.settings.sample_every != "auto" else self.budget.share(20)
+        )
         self.pace.start(self.images, {"sample": sample_every, "save": Budget.parse(self.settings.checkpoint_every)})
         if self.step == 0:
             self.look()
+        self.report(self.images, self.expected_images)
         with Ahead(self.draw, self.step) as batches:
             while self.progress < 1:
                 self.train_step(next(batches))
@@ -173,8 +198,21 @@ class Engine:
         return self.budget.progress(self.images, self.pace.seconds)
 
     @property
+    def expected_images(self) -> int | None:
+        """What the budget comes to, for the progress bar: unknown before a time budget has begun to be used."""
+        if self.budget.images is not None:
+            return self.budget.images
+        return round(self.images / self.progress) if self.images and self.progress else None
+
+    @property
     def cost(self) -> dict[str, Any]:
-        return {"images": self.images, "steps": self.step, "seconds": round(self.pace.seconds, 1), "processes": self.world, "device": str(self.device)}
+        return {
+            "images": self.images,
+            "steps": self.step,
+            "seconds": round(self.pace.seconds, 1),
+            "processes": self.world,
+            "device": str(self.device),
+        }
 
     @property
     def averaged_networks(self) -> dict[str, torch.nn.Module]:
@@ -190,7 +228,8 @@ class Engine:
         """All updates of one batch. Dropout is a function of (seed, step, process), so no generator state is saved."""
         torch.manual_seed(seeds.mix(self.settings.seed, seeds.STEP, self.step, self.rank))
         batches = [
-            Batch(self.step, min(self.progress, 1.0), {k: to_device(v, self.device) for k, v in tensors.items()}) for tensors in drawn
+            Batch(self.step, min(self.progress, 1.0), {k: to_device(v, self.device) for k, v in tensors.items()})
+            for tensors in drawn
         ]
         streams = [self.method.updates(batch) for batch in batches]
         while self.next_update(streams):
@@ -260,13 +299,19 @@ class Engine:
         self.window.share(self.reduce)
         means = self.window.means()
         rate = self.pace.rate(self.images)
-        row = {"step": self.step, "images": self.images, **means, "lr": self.current_rates(), "seconds": round(self.pace.seconds, 3), "images_per_second": round(rate, 2)}
+        row = {
+            "step": self.step,
+            "images": self.images,
+            **means,
+            "lr": self.current_rates(),
+            "seconds": round(self.pace.seconds, 3),
+            "images_per_second": round(rate, 2),
+        }
         if self.main:
             self.folder.journal.write(row)
         if self.settings.trackers:
             self.accelerator.log({**means, "images_per_second": rate}, step=self.step)
-        total = self.budget.images or max(self.images, round(self.images / max(self.progress, 1e-9)))
-        self.report(self.images, total, loss=means.get("loss"), images_per_second=rate)
+        self.report(self.images, self.expected_images, loss=means.get("loss"), images_per_second=rate)
 
     def current_rates(self) -> dict[str, float]:
         return {name: float(o.param_groups[0]["lr"]) for name, o in self.method.optimizers.items()}
@@ -328,7 +373,9 @@ class Engine:
         tensors, facts = found
         for key, value in self.identity.items():
             if facts["identity"].get(key) != value:
-                raise UserError(f"the {key} of this run changed since it was interrupted; bring it back or choose another --out")
+                raise UserError(
+                    f"the {key} of this run changed since it was interrupted; bring it back or choose another --out"
+                )
         for kind, networks in (("network", self.method.networks), ("average", self.averages.networks)):
             for name, network in networks.items():
                 network.load_state_dict(under(tensors, f"{kind}.{name}."))

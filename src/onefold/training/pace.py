@@ -68,7 +68,9 @@ class Pace:
         now = self.clock()
         ahead = max(1, int(AGREE_EVERY * self.steps / max(now - self.seconds_before, 1e-6)))
         # float32 holds 2^24 whole milliseconds only: send whole seconds and the rest apart
-        said = torch.tensor([now // 1, now % 1, float(self.stop), float(min(ahead, self.steps * 2))], device=self.device)
+        said = torch.tensor(
+            [now // 1, now % 1, float(self.stop), float(min(ahead, self.steps * 2))], device=self.device
+        )
         dist.broadcast(said, src=0)
         whole, rest, stop, ahead = said.tolist()
         self.seconds, self.next_agreement = whole + rest, self.steps + int(ahead)

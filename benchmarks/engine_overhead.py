@@ -1,0 +1,107 @@
+"""What the engine costs over a plain PyTorch loop that does the same work: the bound is 3 %.
+
+    python benchmarks/engine_overhead.py
+
+Both train the network of `fashion28` with the same batches: data, noise, forward, backward, clipping, Adam, average.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+from collections.abc import Callable
+
+import torch
+from pairs import interleave, save, summary
+
+from onefold.data import MemoryData, Stream
+from onefold.settings import build
+from onefold.teaching import Teaching, TeachSettings, new_denoiser, split, start_processes
+from onefold.training.contract import Draw
+from onefold.training.loop import Ahead, Engine, to_device
+
+SETTINGS = {
+    "data": "made-up",
+    "batch_size": 64,
+    "widths": [32, 48, 64],
+    "sample_every": "1h",
+    "checkpoint_every": "1h",
+    "device": "cpu",
+}
+
+
+def engine_steps(out: str, settings: TeachSettings, steps: int) -> Callable[[], None]:
+    method = make(settings)
+    engine = Engine(method, settings, settings.model_dump(mode="json"), start_processes(torch.device("cpu"), settings))
+    engine.open()
+    engine.pace.start(0, {})
+    batches = Ahead(engine.draw, 0)
+
+    def work() -> None:
+        for _ in range(steps):
+            engine.train_step(next(batches))
+            engine.after_step()
+
+    return work
+
+
+def plain_steps(settings: TeachSettings, steps: int) -> Callable[[], None]:
+    """The same work, as one would write it for one process."""
+    method = make(settings)
+    network, optimizer = method.networks["unet"], method.optimizers["main"]
+    average = copy.deepcopy(network).requires_grad_(False)
+    state = {"step": 0}
+
+    def work() -> None:
+        total = torch.zeros(())
+        for _ in range(steps):
+            step = state["step"]
+            batch = {
+                k: to_device(v, torch.device("cpu")) for k, v in method.prepare(Draw(0, step, range(64), 64)).items()
+            }
+            output = network(batch["z"], batch["time"], class_labels=batch["labels"]).sample
+            loss = (output - batch["target"]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 0.01)
+            total += loss.detach()
+            state["step"] += 1
+        float(total)
+
+    return work
+
+
+def make(settings: TeachSettings) -> Teaching:
+    made = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2000, 1, 28, 28), dtype=torch.uint8, generator=made)
+    data = MemoryData(images, torch.arange(2000) % 10, classes=10, class_names=None, description={})
+    train, held_out = split(data, 64, 0)
+    denoiser = new_denoiser(data, settings)
+    denoiser.module.train()
+    return Teaching(denoiser, Stream(train, batch_size=64, seed=0), held_out, settings, "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=5, help="updates in one timing")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; one is the quietest on a shared machine")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as out:
+        settings = build(TeachSettings, {**SETTINGS, "out": f"{out}/run", "budget": "100h"})
+        seconds = interleave(
+            engine_steps(out, settings, arguments.steps), plain_steps(settings, arguments.steps), arguments.pairs
+        )
+    workload = (
+        f"{arguments.steps} updates of 64 images 28x28, U-Net of 0.95 M parameters, {arguments.threads} thread(s)"
+    )
+    save("engine_overhead", {"what": "engine / plain loop", "workload": workload, **summary(seconds, 1.03)})
+
+
+if __name__ == "__main__":
+    main()
