@@ -31,7 +31,7 @@ SETTINGS = {
 }
 
 
-def engine_steps(out: str, settings: TeachSettings, steps: int) -> Callable[[], None]:
+def engine_steps(settings: TeachSettings, steps: int) -> Callable[[], None]:
     method = make(settings)
     engine = Engine(method, settings, settings.model_dump(mode="json"), start_processes(torch.device("cpu"), settings))
     engine.open()
@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as out:
         settings = build(TeachSettings, {**SETTINGS, "out": f"{out}/run", "budget": "100h"})
         seconds = interleave(
-            engine_steps(out, settings, arguments.steps), plain_steps(settings, arguments.steps), arguments.pairs
+            engine_steps(settings, arguments.steps), plain_steps(settings, arguments.steps), arguments.pairs
         )
     workload = (
         f"{arguments.steps} updates of 64 images 28x28, U-Net of 0.95 M parameters, {arguments.threads} thread(s)"

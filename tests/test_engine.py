@@ -240,7 +240,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_former_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("onefold.training.checkpoint.save_file", full)
-    with pytest.raises(UserError, match=r"No space left.*step-0000000005 is intact.*run the same command again"):
+    with pytest.raises(UserError, match=r"No space left.*run the same command again; step-0000000005 is intact"):
         engine(out, budget="160").run()
     monkeypatch.undo()
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-0000000005"]

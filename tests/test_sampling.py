@@ -121,9 +121,9 @@ def test_labels_for_a_teacher_without_classes_are_refused() -> None:
     teacher = Gaussian(torch.zeros(2), 1.0)
     with pytest.raises(UserError, match="no classes"):
         sample(teacher, 2, labels=[1])
+    guided = teacher.replace(guidance=2.0, null={})
     with pytest.raises(UserError, match="guidance must be 1"):
-        teacher.null = {}
-        teacher.replace(guidance=2.0)(torch.zeros(1, 2), 1.0, {"labels": torch.zeros(1, dtype=torch.long)})
+        guided(torch.zeros(1, 2), 1.0, {"labels": torch.zeros(1, dtype=torch.long)})
 
 
 def test_a_grid_says_everything(digits: Any) -> None:

@@ -9,17 +9,22 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from onefold.errors import UserError, first_line
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A path to write to; on success it is synced and takes the place of `path` in one rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield draft
-        sync(draft)
-        os.replace(draft, path)
-        sync(path.parent)
+        with told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield draft
+            sync(draft)
+            os.replace(draft, path)
+            sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -27,31 +32,51 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; on success it takes the place of `path`, whose former content is removed last."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft, former = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "former"))
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
     try:
-        yield draft
-        for item in draft.rglob("*"):
-            if item.is_file():
-                item.chmod(0o644)  # safetensors writes for the owner only
-            sync(item)
-        sync(draft)
-        if path.exists():
-            os.replace(path, former)
-        os.replace(draft, path)
-        sync(path.parent)
+        with told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            yield draft
+            for item in draft.rglob("*"):
+                if item.is_file():
+                    item.chmod(0o644)  # safetensors writes for the owner only
+                sync(item)
+            sync(draft)
+            if path.exists():
+                os.replace(path, former)
+            os.replace(draft, path)
+            sync(path.parent)
     finally:
+        bring_back(former, path)
         for leftover in (draft, former):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """What keeps a file from being written, as one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write {path} ({first_line(error)}); make room or mend the rights, then run the same command again"
+        ) from error
+
+
+def bring_back(former: Path, path: Path) -> None:
+    """A content whose successor never came keeps its place."""
+    if former.exists() and not path.exists():
+        former.rename(path)
+
+
 def sweep(folder: Path) -> None:
     """Remove the drafts that killed writers left in a folder."""
-    if folder.is_dir():
-        for leftover in (*folder.glob(".*.part"), *folder.glob(".*.former")):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for former in folder.glob(".*.former"):
+        bring_back(former, folder / former.name[1:].rsplit(".", 2)[0])
+    for leftover in (*folder.glob(".*.part"), *folder.glob(".*.former")):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def sync(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from onefold.errors import UserError, suggest
+from onefold.errors import UserError, first_line, suggest
 
 
 class Settings(BaseModel):
@@ -72,10 +72,6 @@ def number(text: str) -> int | float | None:
         except ValueError:
             continue
     return None
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def described(kind: type[Settings]) -> list[tuple[str, str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -249,6 +250,11 @@ def teach(
 def start_processes(device: torch.device, settings: RunSettings) -> Accelerator:
     from accelerate import Accelerator
 
+    for tracker in settings.trackers:
+        if find_spec(tracker) is None:
+            raise UserError(f"tracker {tracker!r} is not installed; pip install 'onefold[track]'")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate takes the current one
     trackers = list(settings.trackers) or None
     return Accelerator(cpu=device.type == "cpu", mixed_precision="no", log_with=trackers, project_dir=settings.out)
 

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onefold.errors import UserError, suggest
+from onefold.errors import UserError, first_line, suggest
 from onefold.progress import process_rank
-from onefold.settings import first_line
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 REMEDIES = {

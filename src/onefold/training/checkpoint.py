@@ -15,9 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from onefold.errors import UserError
+from onefold.errors import UserError, first_line
 from onefold.files import atomic_folder, sha256
-from onefold.settings import first_line
 
 FORMAT = 1
 KEPT = 2  # so that a damaged one has a forerunner
@@ -45,11 +44,9 @@ class Checkpoints:
                 text = json.dumps(facts, indent=1)
                 envelope = {"facts": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
                 (draft / FACTS).write_text(json.dumps(envelope))
-        except (OSError, SafetensorError) as error:
-            kept = f"the one at {self.all()[0].name} is intact" if self.all() else "there is no earlier one"
-            raise UserError(
-                f"cannot write checkpoint {target} ({first_line(error)}); {kept}: make room or mend the rights, then run the same command again"
-            ) from None
+        except UserError as error:
+            kept = f"{self.all()[0].name} is intact" if self.all() else "there is no earlier checkpoint"
+            raise UserError(f"{error}; {kept}") from error
         for old in self.all()[KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
