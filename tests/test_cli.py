@@ -305,7 +305,7 @@ def test_mistakes_with_a_teacher(words: tuple[str, ...], said: str, here: Here) 
             2,
         ),
         (PermissionError(errno.EACCES, "Permission denied", "x"), "permission denied (x); change the permissions", 2),
-        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."), "make --batch-size smaller", 2),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."), "micro_batches", 2),
         (ValueError("odd\nlong story"), "unexpected ValueError: odd; run it again with --debug", 1),
     ],
 )

@@ -134,6 +134,69 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) 
     assert all(bool(torch.isfinite(value).all()) for value in tensors.values())
 
 
+class Single(Duel):
+    """The toy in single precision, as the scaler of fp16 wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for network in self.networks.values():
+            network.float()
+
+    def prepare(self, draw: Draw) -> dict[str, torch.Tensor]:
+        return {"x": super().prepare(draw)["x"].float()}
+
+
+def test_the_scaler_of_fp16_serves_two_optimisers(tmp_path: Path) -> None:
+    plain, scaled = Single(), Single()
+    engine(tmp_path / "plain", plain).run()
+    engine(tmp_path / "scaled", scaled, precision="fp16").run()
+    assert all(same(plain.networks[name], scaled.networks[name], 1e-5) for name in plain.networks)
+
+
+def test_a_run_of_nans_stops_with_fp16_too(tmp_path: Path) -> None:
+    class Bad(Single):
+        def prepare(self, draw: Draw) -> dict[str, torch.Tensor]:
+            return {"x": super().prepare(draw)["x"] * (float("nan") if draw.step > 2 else 1.0)}
+
+    with pytest.raises(UserError, match="NaN"):
+        engine(tmp_path / "run", Bad(), precision="fp16", budget="1600", log_every=10).run()
+    assert all("NaN" not in line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+
+
+def test_two_marks_for_the_averages_are_refused(tmp_path: Path) -> None:
+    class Twice(Duel):
+        def updates(self, batch: Batch) -> Iterator[Update]:
+            for update in super().updates(batch):
+                update.ema = True
+                yield update
+
+    with pytest.raises(RuntimeError, match="mark one"):
+        engine(tmp_path / "run", Twice()).run()
+
+
+def test_a_damaged_checkpoint_does_not_push_out_a_good_one(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    engine(out, checkpoint_every="48", budget="112").run()
+    damage(sorted((out / "checkpoints").iterdir())[-1] / "state.safetensors", "flipped")
+    engine(out, checkpoint_every="48", budget="144").run()
+    assert [p.name for p in sorted((out / "checkpoints").iterdir())] == ["step-0000000006", "step-0000000009"]
+
+
+def test_tied_weights_and_plain_numbers_survive(tmp_path: Path) -> None:
+    from onefold.training.checkpoint import Checkpoints, optimizer_tensors
+
+    network = torch.nn.Linear(3, 3)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(1, {"a": network.weight, "b": network.weight}, {})
+    tensors, _ = checkpoints.read(1)
+    assert torch.equal(tensors["a"], network.weight) and torch.equal(tensors["b"], network.weight)
+    optimizer = torch.optim.ASGD(network.parameters())
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    optimizer.state[network.weight]["number"] = 0.1
+    assert float(optimizer_tensors(optimizer, "")["0.number"]) == 0.1
+
+
 def test_the_log_has_means_of_every_window(tmp_path: Path) -> None:
     engine(tmp_path / "each", log_every=1).run()
     engine(tmp_path / "four", log_every=4).run()

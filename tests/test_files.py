@@ -33,9 +33,14 @@ def test_written_and_replaced(tmp_path: Path) -> None:
 
 def test_a_failure_inside_leaves_what_was_there(tmp_path: Path) -> None:
     write_folder(tmp_path / "x", "old")
-    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "x") as draft:
-        (draft / "a").write_text("half")
-        raise RuntimeError
+
+    def half() -> None:
+        with atomic_folder(tmp_path / "x") as draft:
+            (draft / "a").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
     assert content(tmp_path) == {"x/a": "old", "x/sub/b": "old"}
 
 

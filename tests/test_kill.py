@@ -19,14 +19,14 @@ ARGUMENTS = [
     "--set", "checkpoint_every=32", "--set", "sample_every=160", "--set", "log_every=3",
 ]  # fmt: skip
 
-# Counts what is synced to disk of checkpoints being written (two files and their folder each), and dies at the n-th.
+# Counts what is synced to disk (of checkpoints: two files and their folder each), and dies at the n-th.
 DYING = """
 import os, signal, sys
 import onefold.files
-left, sync = int(sys.argv.pop(1)), onefold.files.sync
+left, part, sync = int(sys.argv.pop(1)), sys.argv.pop(1), onefold.files.sync
 def dying(path):
     global left
-    left -= ".step-" in str(path)
+    left -= part in str(path)
     if left <= 0:
         os.kill(os.getpid(), signal.SIGKILL)
     sync(path)
@@ -92,10 +92,10 @@ def steps_logged(out: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize("moment", [1, 6, 13])
-def test_killed_while_it_writes(tmp_path: Path, uninterrupted: dict[str, Any], moment: int) -> None:
+@pytest.mark.parametrize(("moment", "part"), [(1, ""), (1, ".step-"), (6, ".step-"), (13, ".step-"), (2, ".teacher.")])
+def test_killed_while_it_writes(tmp_path: Path, uninterrupted: dict[str, Any], moment: int, part: str) -> None:
     out = tmp_path / "run"
-    dying = [sys.executable, "-c", DYING, str(moment), *ARGUMENTS, "--out", str(out)]
+    dying = [sys.executable, "-c", DYING, str(moment), part, *ARGUMENTS, "--out", str(out)]
     died = subprocess.run(dying, capture_output=True, timeout=120)
     assert died.returncode == -signal.SIGKILL
     assert list(out.rglob(".*.part")), "it was killed in the middle of a file"

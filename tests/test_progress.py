@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from onefold.progress import Pace, PlainLines, clock_time, status, terminal_progress
+from onefold.progress import PlainLines, Speed, clock_time, status, terminal_progress
 
 
 class Clock:
@@ -35,7 +35,7 @@ def test_plain_lines_come_now_and_then_and_at_the_end() -> None:
 
 def test_a_resumed_job_is_not_taken_for_a_fast_one() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = Speed(clock)
     pace.add(1_000_000)
     clock.now = 10.0
     pace.add(1_000_050)
@@ -45,7 +45,7 @@ def test_a_resumed_job_is_not_taken_for_a_fast_one() -> None:
 
 def test_the_next_piece_of_work_starts_anew() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = Speed(clock)
     for now, done in ((0.0, 0), (1.0, 100), (2.0, 0), (4.0, 20)):
         clock.now = now
         pace.add(done)
@@ -53,7 +53,7 @@ def test_the_next_piece_of_work_starts_anew() -> None:
 
 
 def test_what_the_worker_knows_better_is_taken() -> None:
-    line = status(10, None, "images", Pace(), {"images_per_second": 250.0, "seconds_left": 3700.0, "loss": None})
+    line = status(10, None, "images", Speed(), {"images_per_second": 250.0, "seconds_left": 3700.0, "loss": None})
     assert line == "10 images  250 images/s  1:01:40 left"
 
 

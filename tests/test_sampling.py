@@ -91,6 +91,15 @@ def test_a_gaussian_is_sampled_exactly_enough(afs: Any) -> None:
     assert torch.allclose(images, teacher.flow(80.0 * z, 80.0, 0.002), atol=5e-3)
 
 
+@pytest.mark.parametrize("afs", [None, "ve", "vp"])
+def test_an_analytic_first_step_from_infinity(afs: Any) -> None:
+    """At inf D = 0 in both forms: x1 = sigma_1 z, and one call less."""
+    teacher = Gaussian(torch.tensor([0.0]), 0.5, process=Flow())
+    images = sample(teacher, 2000, solver="euler", calls=60, afs=afs, batch_size=2000)
+    assert teacher.calls <= 60
+    assert abs(float(images.mean())) < 0.05 and abs(float(images.std()) - 0.5) < 0.05
+
+
 @pytest.mark.parametrize("grid", ["karras", "uniform", "logsnr"])
 def test_sampling_starts_at_infinity_where_the_process_does(grid: str) -> None:
     for process in (Flow(), DiscreteVP(zero_terminal_snr((1 - beta_table("linear")).cumprod(0)))):

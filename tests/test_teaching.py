@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
         {"prediction": "x0", "beta_schedule": "squaredcos_cap_v2"},
         {"labels": False},
         {"label_dropout": 0.0},
-        {"timesteps": 50},
+        {"timesteps": 50, "beta_schedule": "squaredcos_cap_v2"},
         {"precision": "bf16"},
         {"dropout": 0.2, "flip": True},
     ],
@@ -57,6 +58,7 @@ def test_every_kind_of_teacher_can_be_taught_and_sampled(tmp_path: Path, setting
     teacher = teach("digits", out=tmp_path / "run", **SMALL, **settings)
     assert teacher.classes == (None if settings.get("labels") is False else 10)
     assert ("labels" in teacher.null) == (teacher.classes is not None and settings.get("label_dropout") != 0.0)
+    assert teacher.prediction == teacher.card["prediction"]
     images = sample(teacher, 3, calls=4)
     assert images.shape == (3, 1, 8, 8) and bool(torch.isfinite(images).all())
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -128,13 +130,12 @@ def test_the_written_settings_load_as_they_are(tmp_path: Path) -> None:
 
 
 def test_the_command_of_the_card_names_what_differs() -> None:
-    settings = build(
-        TeachSettings, {"data": "/somewhere/photos", "out": "/runs/a b", "size": 32, "widths": [8, 16], "lr": 2e-3}
-    )
-    assert (
-        command_of(settings)
-        == "onefold teach /somewhere/photos --size 32 --set 'widths=[8,16]' --set lr=0.002 --out 'a b'"
-    )
+    values = {"data": "/somewhere/photos", "out": "/runs/a b", "size": 32, "widths": [8, 16], "ema_half_life": None}
+    command = command_of(build(TeachSettings, values))
+    expected = "onefold teach /somewhere/photos --set ema_half_life=null --size 32 --set 'widths=[8,16]' --out 'a b'"
+    assert command == expected
+    words = [word.partition("=")[2] for word in shlex.split(command) if "=" in word]
+    assert [yaml.safe_load(word) for word in words] == [None, [8, 16]]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,12 @@ def test_the_command_of_the_card_names_what_differs() -> None:
     [
         ({"widths": [8, 12]}, "multiples of 8"),
         ({"widths": [8, 8, 8, 8, 8]}, "cannot be halved 4 times"),
-        ({"process": "vp", "prediction": "flow"}, "does not fit"),
+        ({"process": "flow", "prediction": "eps"}, "leave it at auto"),
+        ({"timesteps": 50}, "end at sigma 0.81"),
+        ({"widths": [0]}, "widths"),
+        ({"seed": 2**63}, "seed"),
+        ({"checkpoint_every": "auto"}, "'auto' is not understood"),
+        ({"device": "cpu:abc"}, "unknown device 'cpu:abc'"),
         ({"batch_size": 15, "micro_batches": 2}, "multiple of 2"),
         ({"size": 16}, "smaller than"),
         ({"trackers": ["trackio"]}, "onefold\\[track\\]"),

@@ -57,10 +57,10 @@ class Duel:
         torch.save(networks["left"].state_dict(), folder / "left.pt")
 
 
-def engine(out: Path, method: Any = None, **settings: Any) -> Engine:
+def engine(out: Path, method: Any = None, precision: str = "fp32", **settings: Any) -> Engine:
     chosen = RunSettings(**{"out": str(out), "budget": "160", "batch_size": 16, "device": "cpu", "clip": 0, **settings})
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    return Engine(method or Duel(), chosen, chosen.model_dump(mode="json"), accelerator)
+    return Engine(method or Duel(), chosen, chosen.model_dump(mode="json"), accelerator, precision=precision)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:

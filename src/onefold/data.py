@@ -82,7 +82,7 @@ class ImageData(ABC):
             "count": count,
             "shape": list(self.shape),
             "classes": self.classes,
-            "fingerprint": self.fingerprint(),
+            "fingerprint": description.get("fingerprint") or self.fingerprint(),
         }
 
     @abstractmethod
@@ -305,6 +305,7 @@ class Wish:
     channels: int | None = None
     labels: bool = True
     progress: Progress = silent
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
@@ -321,6 +322,7 @@ def load_data(
     size: int | None = None,
     channels: int | None = None,
     labels: bool = True,
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> ImageData:
     """Images from a folder, an `.npz`, `digits`, `hf:NAME[:split]` or `teacher:NAME`.
@@ -328,7 +330,7 @@ def load_data(
     `size` crops the centre square and scales it down (Lanczos, antialiased); `channels` 1 or 3 converts, with alpha put on
     white. Without them the images must agree. Nothing is ever scaled up.
     """
-    name, wish = os.fspath(source), Wish(size, channels, labels, progress or silent)
+    name, wish = os.fspath(source), Wish(size, channels, labels, progress or silent, device)
     kind, colon, rest = name.partition(":")
     if name == "digits":
         return digits(wish)
@@ -636,7 +638,7 @@ def options(query: str, known: Mapping[str, Any]) -> dict[str, Any]:
 
 # Samples of a teacher
 
-SOLVER = "dpmpp3m"
+SOLVER = "unipc2"
 PARTS = 10  # how often a long draw is written to its cache
 
 
@@ -648,7 +650,7 @@ def samples(text: str, wish: Wish) -> ImageData:
     asked["cache"] = Path(asked["cache"]).expanduser() if asked["cache"] else None
     from onefold.teachers import load_teacher
 
-    data = teacher_data(load_teacher(name), progress=wish.progress, **asked)
+    data = teacher_data(load_teacher(name, device=wish.device), progress=wish.progress, **asked)
     labels = data.labels if wish.labels else None
     pixels = data.pixels(torch.arange(len(data))).numpy()
     description = {**data.description, "source": f"teacher:{text}"}
@@ -688,7 +690,9 @@ def teacher_data(
         if cache is not None:
             write_cache(cache, images, labels, recipe)
     labels = None if labels is None else labels[:count]
-    description = {"kind": "teacher", "source": f"teacher:{teacher.name}", **recipe}
+    # samples differ in the last bit from device to device; what they are is said by their recipe
+    fingerprint = hashlib.sha256(json.dumps([recipe, count], sort_keys=True).encode()).hexdigest()
+    description = {"kind": "teacher", "source": f"teacher:{teacher.name}", **recipe, "fingerprint": fingerprint}
     return MemoryData(images[:count], labels, classes=teacher.classes, class_names=None, description=description)
 
 

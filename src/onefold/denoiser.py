@@ -117,8 +117,8 @@ class Denoiser:
             raise UserError(
                 f"this network was trained up to sigma = {self.process.sigma_max:.6g}, not inf; start the grid at that level"
             )
-        a, b = (spread(value, x) for value in self.process.scales(sigma))
-        z = torch.where(a > 0, a * x, x) if infinite else a * x
+        a, b = (coefficient(value, x) for value in self.process.scales(sigma))
+        z = torch.where((a > 0).to(x.device), a * x, x) if infinite else a * x
         output = self.run(z, self.network_time(sigma, x), cond)
         return to_x0(self.prediction, output.to(x.dtype), z, a, b, self.process.sigma_data)
 
@@ -129,15 +129,27 @@ class Denoiser:
             return self.call(self.network, z, time, cond)
 
     def network_time(self, sigma: Tensor, x: Tensor) -> Tensor:
-        time = self.process.time(sigma).expand(len(x))
+        time = self.process.time(sigma)
         if self.continuous_time:
-            return time.to(device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+            return per_sample(time, x, torch.float64 if x.dtype == torch.float64 else torch.float32)
         whole = time.round()
         if bool(((time - whole).abs() > 1e-3).any()):
             raise UserError(
                 f"sigma {float(sigma.max()):.6g} lies between the whole times this network takes; snap the grid with grid.snap(process)"
             )
-        return whole.to(device=x.device, dtype=torch.int64)
+        return per_sample(whole, x, torch.int64)
+
+
+def coefficient(value: Tensor, like: Tensor) -> Tensor:
+    """One for all samples stays a number on the CPU, which any device takes without a copy; one a sample goes along."""
+    return value.reshape(()).to(like.dtype) if value.numel() == 1 else spread(value, like)
+
+
+def per_sample(value: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N,) on the state's device; a single value is written there, not copied."""
+    if value.numel() == 1:
+        return torch.full((len(like),), value.item(), dtype=dtype, device=like.device)
+    return value.to(dtype).to(like.device)
 
 
 def spread(value: Tensor, like: Tensor) -> Tensor:

@@ -20,12 +20,16 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
         if torch.backends.mps.is_available():
             return torch.device("mps"), "mps: the fastest that torch sees"
         return torch.device("cpu"), "cpu: torch sees no accelerator"
-    kind = name.split(":", maxsplit=1)[0]
-    if kind not in ("cpu", "cuda", "mps"):
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (":" in name and not index.isdecimal()):
         raise UserError(f"unknown device {name!r}{suggest(kind, ('auto', 'cpu', 'cuda', 'mps'))}")
     usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not usable[kind]:
         raise UserError(f"device {name!r} was asked for, but this build of torch sees none; use --device auto")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {name!r} was asked for, but there are {torch.cuda.device_count()}, counted from cuda:0"
+        )
     return torch.device(name), f"{name}: asked for"
 
 

@@ -90,3 +90,12 @@ def sync(path: Path) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def must_be_writable(folder: Path) -> None:
+    """Asked before the work: the nearest folder that exists takes new files."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is a file, so nothing can be written below it; choose another --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"no permission to write in {nearest}; choose another --out or change its permissions")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from onefold.errors import UserError, suggest
-from onefold.process import DiscreteVP, Process, as_sigma
+from onefold.process import ContinuousVP, DiscreteVP, Flow, Process, as_sigma
 
 Start = Literal["prior", "ve"]
 End = Literal["zero", "sigma_min"]
@@ -262,10 +262,11 @@ SCHEDULES: dict[str, Callable[..., Grid]] = {
 def make_grid(
     schedule: str | Grid | Sequence[float] | Tensor, process: Process, calls: int | None = None, *, end: End = "zero"
 ) -> Grid:
-    """A grid from a schedule's name, from a list of levels, or as it is."""
+    """A grid from a schedule's name ("auto": the process's usual one), from a list of levels, or as it is."""
     if isinstance(schedule, str):
+        schedule = usual_schedule(process) if schedule == "auto" else schedule
         if schedule not in SCHEDULES:
-            raise UserError(f"unknown schedule {schedule!r}{suggest(schedule, SCHEDULES)}")
+            raise UserError(f"unknown schedule {schedule!r}{suggest(schedule, ['auto', *SCHEDULES])}")
         if calls is None:
             raise UserError(f"schedule {schedule!r} needs the number of calls; give calls=4, for instance")
         return SCHEDULES[schedule](process, calls, end=end)
@@ -273,6 +274,13 @@ def make_grid(
     if calls is not None and calls != grid.calls:
         raise UserError(f"calls is {calls} but the grid has {grid.calls} evaluated levels; leave one of them out")
     return grid
+
+
+def usual_schedule(process: Process) -> str:
+    """What serves few calls well: see docs/decisions.md."""
+    if isinstance(process, (DiscreteVP, ContinuousVP)):
+        return "quadratic"
+    return "uniform" if isinstance(process, Flow) else "karras"
 
 
 # --- sub-sequences of a discrete teacher ------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def terminal_progress(label: str, unit: str = "images", stream: TextIO | None = 
             lines.end()
 
 
-class Pace:
+class Speed:
     """Rate over the recent past. A resumed job starts above zero, so the first report counts as the start."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -85,7 +85,7 @@ class PlainLines:
     """One line at most every ten seconds, and one at the end."""
 
     def __init__(self, label: str, unit: str, stream: TextIO, clock: Clock = time.monotonic) -> None:
-        self.label, self.unit, self.stream, self.pace = label, unit, stream, Pace(clock)
+        self.label, self.unit, self.stream, self.pace = label, unit, stream, Speed(clock)
         self.last, self.text, self.printed = clock(), "", ""
 
     def __call__(self, done: int, total: int | None, **facts: object) -> None:
@@ -110,7 +110,7 @@ def bar(label: str, unit: str, stream: TextIO) -> Iterator[Progress]:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    pace = Pace()
+    pace = Speed()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -126,7 +126,7 @@ def bar(label: str, unit: str, stream: TextIO) -> Iterator[Progress]:
         yield show
 
 
-def status(done: int, total: int | None, unit: str, pace: Pace, facts: dict[str, object]) -> str:
+def status(done: int, total: int | None, unit: str, pace: Speed, facts: dict[str, object]) -> str:
     """`320/640 images  231 images/s  0:42 left  loss 0.0123`; at the end the time it took and the mean rate."""
     parts = [f"{done:,}{'' if total is None else f'/{total:,}'} {unit}"]
     rate, left = facts.pop("images_per_second", None) or pace.rate(), facts.pop("seconds_left", None)

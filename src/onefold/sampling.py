@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,9 +16,7 @@ from onefold.denoiser import Conditions, Denoiser
 from onefold.errors import UserError
 from onefold.grids import Grid, make_grid
 from onefold.progress import Progress, silent
-from onefold.solvers import get_solver, steps_for
-
-AFS = Literal["ve", "vp"]
+from onefold.solvers import AFS, get_solver, steps_for
 
 
 def labels_for(teacher: Denoiser, seed: int, indices: Sequence[int]) -> Tensor | None:
@@ -28,13 +27,13 @@ def labels_for(teacher: Denoiser, seed: int, indices: Sequence[int]) -> Tensor |
 
 
 def sample(
-    teacher: str | Denoiser,
+    teacher: str | Path | Denoiser,
     count: int,
     *,
-    solver: str = "dpmpp3m",
+    solver: str = "unipc2",
     calls: int = 10,
     seed: int = 0,
-    grid: str | Grid | Sequence[float] = "karras",
+    grid: str | Grid | Sequence[float] = "auto",
     end: Literal["zero", "sigma_min"] = "zero",
     afs: AFS | None = None,
     labels: Sequence[int] | None = None,
@@ -48,7 +47,7 @@ def sample(
     `calls` are network calls an image may cost; a solver that needs two for a step makes half the steps. `labels` are
     repeated over the images; without them each image draws its own.
     """
-    if isinstance(teacher, str):
+    if isinstance(teacher, (str, Path)):
         from onefold.teachers import load_teacher
 
         teacher = load_teacher(teacher)
@@ -94,8 +93,9 @@ class Plan:
         cond: Conditions = {} if labels is None else {"labels": labels.to(device)}
         grid = self.grid
         z = noise()
-        # The analytical first step in the form x1 = sigma_1 z takes its start without the process's own scale.
-        start = grid.sigmas[0].item() * z if self.afs == "ve" else grid.start_state(teacher.process, z)
+        if self.afs == "ve":  # x1 = sigma_1 z: the start goes without the process's own scale
+            grid = replace(grid, start="ve")
+        start = grid.start_state(teacher.process, z)
         result: Tensor = get_solver(self.solver)(teacher, start, grid.sigmas, cond=cond, noise=noise, afs=self.afs)
         return result
 

@@ -37,7 +37,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise UserError(f"there is no settings file {str(path)!r}; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is not readable as YAML ({first_line(error)}); mend or delete it") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
@@ -56,8 +56,9 @@ def parse_assignments(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def read_value(key: str, text: str) -> Any:
+    plain = number(text)
     try:
-        return number(text) if number(text) is not None else yaml.safe_load(text)
+        return yaml.safe_load(text) if plain is None else plain
     except yaml.YAMLError:
         raise UserError(
             f"the value of {key} is {text!r}, expected a number, a word or a [list]; close what is open"

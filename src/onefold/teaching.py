@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from pydantic import Field
 from torch import Tensor
 
 from onefold import seeds
-from onefold.data import ImageData, Stream, load_data
+from onefold.data import ImageData, Stream, load_data, to_float
 from onefold.denoiser import Denoiser
 from onefold.devices import choose_device, choose_precision
 from onefold.errors import UserError
@@ -24,12 +31,13 @@ from onefold.sampling import sample
 from onefold.settings import build, read_yaml
 from onefold.teachers.native import Noising, save_teacher
 from onefold.training.contract import Batch, Draw, Networks, Update
-from onefold.training.loop import Engine, RunSettings, Tell, ignore
+from onefold.training.folder import RunFolder
+from onefold.training.loop import Engine, RunSettings, Tell, ignore, rows_of
 from onefold.version import versions
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
+PATIENCE = timedelta(hours=2)  # the others wait while the first process validates and draws
+HIDE = 1  # stream of the draws that hide a label
+ENOUGH_NOISE = 20.0  # a table whose last sigma is smaller cannot start from pure noise
 PREDICTIONS: dict[str, Prediction] = {"vp": "v", "edm": "edm", "flow": "flow"}
 
 
@@ -50,14 +58,12 @@ class TeachSettings(RunSettings):
     process: Literal["vp", "edm", "flow"] = Field(
         "vp", description="noise process; vp leaves through every stock scheduler"
     )
-    prediction: Literal["auto", "v", "eps", "x0", "edm", "flow"] = Field(
-        "auto", description="what the network predicts; auto is v, edm or flow by process"
-    )
+    prediction: Literal["auto", "v", "eps", "x0"] = Field("auto", description="what a vp network predicts; auto is v")
     timesteps: int = Field(1000, ge=2, description="length of the vp table, or scale of the flow's time")
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = Field(
         "linear", description="betas of the vp table"
     )
-    widths: list[int] = Field(
+    widths: list[Annotated[int, Field(ge=8)]] = Field(
         [32, 64, 64], min_length=1, description="channels at each resolution, each half of the one before"
     )
     layers: int = Field(1, ge=1, description="residual blocks at each resolution")
@@ -89,7 +95,7 @@ class Teaching:
     def prepare(self, draw: Draw) -> dict[str, Tensor]:
         images, labels = self.train.batch(draw.step, draw.rows)
         if labels is not None and self.settings.label_dropout:
-            hidden = draw.uniform(seeds.DROP) < self.settings.label_dropout
+            hidden = draw.uniform(HIDE) < self.settings.label_dropout
             labels = labels.masked_fill(hidden, self.denoiser.null["labels"])
         return self.noised(images, labels, draw.stratified(), draw.noise(self.denoiser.shape))
 
@@ -120,9 +126,11 @@ class Teaching:
         """Held-out images with fixed noise at fixed levels."""
         pixels, labels = data.fetch(range(len(data)))
         draw = Draw(self.settings.seed, -1, range(len(data)), len(data))
-        images = pixels.float() / 127.5 - 1
         return self.noised(
-            images, labels if self.denoiser.classes else None, draw.stratified(), draw.noise(self.denoiser.shape)
+            to_float(pixels),
+            labels if self.denoiser.classes else None,
+            draw.stratified(),
+            draw.noise(self.denoiser.shape),
         )
 
     @torch.no_grad()
@@ -136,7 +144,7 @@ class Teaching:
 
     def picture(self, networks: Networks) -> Tensor:
         teacher = self.denoiser.replace(network=networks["unet"])
-        return sample(teacher, 32, solver="dpmpp2m", calls=12, seed=self.settings.seed)
+        return sample(teacher, 32, calls=16, seed=self.settings.seed)
 
     def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:
         unet = networks["unet"]
@@ -157,8 +165,19 @@ class Teaching:
 
 
 def noising_of(settings: TeachSettings) -> Noising:
+    if settings.process != "vp" and settings.prediction != "auto":
+        raise UserError(
+            f"prediction {settings.prediction!r} is a choice for process vp; {settings.process} networks have their own, leave it at auto"
+        )
     prediction = PREDICTIONS[settings.process] if settings.prediction == "auto" else settings.prediction
-    return Noising(settings.process, prediction, settings.timesteps, settings.beta_schedule)
+    noising = Noising(settings.process, prediction, settings.timesteps, settings.beta_schedule)
+    top = noising.process().sigma_max
+    if top < ENOUGH_NOISE:
+        raise UserError(
+            f"{settings.timesteps} timesteps of {settings.beta_schedule} betas end at sigma {top:.2f}, where the image still shows; "
+            "use 1000 timesteps, or beta_schedule=squaredcos_cap_v2"
+        )
+    return noising
 
 
 def new_denoiser(data: ImageData, settings: TeachSettings) -> Denoiser:
@@ -220,10 +239,24 @@ def teach(
     device, device_reason = choose_device(chosen.device)
     precision, precision_reason = choose_precision(chosen.precision, device)
     say(f"device {device_reason}; precision {precision_reason}")
+    noising_of(chosen)  # what is wrong is told before the data is read
+    rows_of(chosen.batch_size, int(os.environ.get("WORLD_SIZE", "1")), 0, chosen.micro_batches)
+    RunFolder(Path(chosen.out)).check(chosen.model_dump(mode="json"))
     accelerator = start_processes(device, chosen)
-    images = load_data(chosen.data, size=chosen.size, channels=chosen.channels, labels=chosen.labels, progress=progress)
+    with (
+        accelerator.main_process_first()
+    ):  # samples of a teacher are drawn once, and read from their cache by the others
+        images = load_data(
+            chosen.data,
+            size=chosen.size,
+            channels=chosen.channels,
+            labels=chosen.labels,
+            device=str(device),
+            progress=progress,
+        )
     train, held_out = split(images, chosen.holdout, chosen.seed)
-    denoiser = new_denoiser(images, chosen).replace(precision=precision)
+    with torch.random.fork_rng(devices=[]):
+        denoiser = new_denoiser(images, chosen).replace(precision=precision)
     parameters = sum(p.numel() for p in denoiser.module.parameters())
     say(
         f"{len(train):,} images of {'x'.join(map(str, images.shape))}, {images.classes or 'no'} classes; network of {parameters:,} parameters"
@@ -241,22 +274,28 @@ def teach(
         progress=progress,
         tell=say,
     )
-    engine.run()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        engine.run()
     from onefold.teachers import load_teacher
 
     return load_teacher(Path(chosen.out) / "teacher", device=str(device), precision=precision)
 
 
 def start_processes(device: torch.device, settings: RunSettings) -> Accelerator:
-    from accelerate import Accelerator
-
     for tracker in settings.trackers:
         if find_spec(tracker) is None:
             raise UserError(f"tracker {tracker!r} is not installed; pip install 'onefold[track]'")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # accelerate takes the current one
-    trackers = list(settings.trackers) or None
-    return Accelerator(cpu=device.type == "cpu", mixed_precision="no", log_with=trackers, project_dir=settings.out)
+    if not dist.is_initialized():  # accelerate remembers the device of an earlier run of this process
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",
+        log_with=list(settings.trackers) or None,
+        project_dir=settings.out,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
 
 
 def command_of(settings: TeachSettings) -> str:
@@ -266,5 +305,8 @@ def command_of(settings: TeachSettings) -> str:
         if name in ("budget", "batch_size", "seed", "precision", "process", "size"):
             words += [f"--{name.replace('_', '-')}", str(value)]
         else:
-            words += ["--set", f"{name}={str(value).replace(' ', '')}"]
+            words += [
+                "--set",
+                f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}",
+            ]
     return shlex.join([*words, "--out", Path(settings.out).name])

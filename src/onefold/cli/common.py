@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import sys
 import sysconfig
@@ -61,7 +60,9 @@ def explain(error: Exception, words: Sequence[str], *, debug: bool) -> int:
         tell(str(error))
         return INTERRUPTED
     elif type(error).__name__ == "OutOfMemoryError":
-        say_error(f"the device has no memory left; make --batch-size smaller or use --device cpu ({first_line(error)})")
+        say_error(
+            f"the device has no memory left; use more --set micro_batches (or --batch-size smaller), or --device cpu ({first_line(error)})"
+        )
     else:
         where = "" if debug else "; run it again with --debug to see where, and please report it"
         say_error(f"unexpected {type(error).__name__}: {first_line(error)}{where}")
@@ -150,12 +151,3 @@ def must_be_new(paths: Iterable[Path], *, overwrite: bool) -> None:
     if existing and not overwrite:
         others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise UserError(f"{existing[0]}{others} exists already; choose another --out or add --overwrite")
-
-
-def must_be_writable(folder: Path) -> None:
-    """Asked before the work, so that nothing is lost: the nearest folder that exists takes new files."""
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir():
-        raise UserError(f"{nearest} is a file, so nothing can be written below it; choose another --out")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"no permission to write in {nearest}; choose another --out or change its permissions")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onefold.cli.common import must_be_writable, program, say, say_json, table
+from onefold.cli.common import program, say, say_json, table
+from onefold.files import must_be_writable
 
 if TYPE_CHECKING:
     from onefold.demo import Demo

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onefold.cli.common import must_be_new, must_be_writable, program, read_numbers, say, say_json
+from onefold.cli.common import must_be_new, program, read_numbers, say, say_json
 from onefold.errors import UserError
+from onefold.files import must_be_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +31,10 @@ def sample_command(
     calls: Annotated[int, typer.Option(min=1, help="Network calls for each image.")] = 10,
     solver: Annotated[
         str, typer.Option(help="How to step: euler (DDIM), heun, dpmpp2m, dpmpp3m, unipc2, ...")
-    ] = "dpmpp3m",
-    grid: Annotated[str, typer.Option(help="Where to step: karras, logsnr, uniform, ...")] = "karras",
+    ] = "unipc2",
+    grid: Annotated[
+        str, typer.Option(help="Where to step: karras, logsnr, uniform, quadratic; auto is the process's usual one.")
+    ] = "auto",
     end: Annotated[
         str, typer.Option(help="zero: a last denoise to clean images; sigma_min: stop at the lowest noise level.")
     ] = "zero",

@@ -30,13 +30,13 @@ def teach_command(
         str | None, typer.Option(help="How long: images (200k, 1.5M) or time (30s, 5m, 2h).", show_default=False)
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images a step, over all processes.", show_default=False)
+        int | None, typer.Option(help="Images a step, over all processes.", show_default=False)
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Names every random draw of the run.", show_default=False)] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps; auto says why.", show_default=False)] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default=False)] = None,
     process: Annotated[str | None, typer.Option(help="Noise process: vp, edm or flow.", show_default=False)] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Height and width of the images.", show_default=False)] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width of the images.", show_default=False)] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of settings; options come before it.", show_default=False)
     ] = None,
@@ -56,25 +56,27 @@ def teach_command(
     if list_settings:
         show_settings(as_json=as_json)
         return
-    if config is None and (data is None or out is None):
-        missing = (
-            "DATA (a folder of images, an .npz file, digits, hf:NAME or teacher:NAME)"
-            if data is None
-            else "--out (a run folder)"
-        )
-        raise UserError(f"teach needs {missing}; for instance `onefold teach photos/ --out runs/photos --budget 30m`")
-    common = {"budget": budget, "batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
-    common |= {"process": process, "size": size}
-    train(data, out, config, given(common) | parse_assignments(settings or []), as_json=as_json)
+    words = {"data": data, "out": None if out is None else str(out), "budget": budget, "batch_size": batch_size}
+    words |= {"seed": seed, "device": device, "precision": precision, "process": process, "size": size}
+    values = (read_yaml(config) if config else {}) | given(words) | parse_assignments(settings or [])
+    for name, example in (
+        ("data", "DATA (a folder of images, an .npz file, digits, hf:NAME or teacher:NAME)"),
+        ("out", "--out (a run folder)"),
+    ):
+        if name not in values:
+            raise UserError(
+                f"teach needs {example}; for instance `onefold teach photos/ --out runs/photos --budget 30m`"
+            )
+    train(values, as_json=as_json)
 
 
-def train(data: str | None, out: Path | None, config: Path | None, settings: dict[str, Any], *, as_json: bool) -> None:
+def train(values: dict[str, Any], *, as_json: bool) -> None:
     from onefold.progress import terminal_progress
     from onefold.teaching import teach
 
     with terminal_progress("teaching") as progress:
-        teacher = teach(data, out=out, config=config, progress=progress, tell=tell, **settings)
-    folder = Path(out or read_yaml(config or Path())["out"]) / "teacher"
+        teacher = teach(progress=progress, tell=tell, **values)
+    folder = Path(values["out"]) / "teacher"
     if as_json:
         say_json({"teacher": str(folder), "name": teacher.name, "shape": teacher.shape, "classes": teacher.classes})
         return

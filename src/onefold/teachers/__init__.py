@@ -25,10 +25,10 @@ def load_teacher(source: str | Path, *, device: str = "auto", precision: str = "
     from onefold.devices import choose_device, choose_precision
     from onefold.teachers.native import load_folder
 
-    folder = ASSETS / source if str(source) in bundled() else Path(source)
+    folder = ASSETS / source if str(source) in bundled() else Path(source).expanduser()
     if (folder / "teacher").is_dir():  # a run folder
         folder = folder / "teacher"
-    if not folder.is_dir():
+    if not str(source) or not folder.is_dir():
         raise UserError(
             f"unknown teacher {str(source)!r}: neither bundled nor a folder{suggest(str(source), bundled())}"
         )

@@ -87,13 +87,17 @@ def load_folder(folder: Path) -> Denoiser:
             f"the weights in {folder} do not match their checksum; the folder is damaged or was edited, restore it"
         )
     process, prediction = read_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))
+    kind, size = unet_facts(folder / "unet" / "config.json")
+    if kind != "UNet2DModel" or not size:
+        raise UserError(
+            f"{folder / 'unet'} is a {kind} of sample size {size}; expected a UNet2DModel that names its sample_size"
+        )
     try:
         unet = import_diffusers().UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder / 'unet'} does not load as a UNet2DModel ({first_line(error)}); restore it"
         ) from error
-    size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     null = card.get("null_label")
     embeds = unet.config.num_class_embeds
@@ -110,14 +114,19 @@ def load_folder(folder: Path) -> Denoiser:
     return denoiser
 
 
+def unet_facts(path: Path) -> tuple[object, Any]:
+    config = read_json(path)
+    return config.get("_class_name"), config.get("sample_size")
+
+
 def read_scheduler(config: Mapping[str, Any]) -> tuple[Process, Prediction]:
     """Process and prediction type, from what the scheduler's config says about itself."""
-    kind = config["_class_name"]
+    kind = config.get("_class_name")
     if kind == "EDMEulerScheduler":
         return EDM(config["sigma_min"], config["sigma_max"], config["sigma_data"]), "edm"
     if kind == "FlowMatchEulerDiscreteScheduler":
         return Flow(float(config["num_train_timesteps"])), "flow"
-    if "beta_schedule" not in config:
+    if not {"beta_schedule", "beta_start", "beta_end", "num_train_timesteps"} <= config.keys():
         raise UserError(
             f"scheduler {kind!r} is not known; known are those with a beta schedule, EDMEuler and FlowMatchEulerDiscrete"
         )

@@ -53,9 +53,9 @@ class Budget:
 
 def readable(value: Any) -> str:
     """As it was written; a plain number means images."""
-    if value != "auto":
-        Budget.parse(value)
+    Budget.parse(value)
     return str(value)
 
 
 Amount = Annotated[str, BeforeValidator(readable)]
+AmountOrAuto = Annotated[str, BeforeValidator(lambda value: value if value == "auto" else readable(value))]

@@ -35,11 +35,17 @@ class Checkpoints:
             return []
         return sorted((p for p in self.folder.iterdir() if re.fullmatch(r"step-\d{10}", p.name)), reverse=True)
 
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:010d}"
+
+    def read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return read(self.path(step))
+
     def write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        target = self.folder / f"step-{step:010d}"
+        target = self.path(step)
         try:
             with atomic_folder(target) as draft:
-                save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / TENSORS)
+                save_file(apart(tensors), draft / TENSORS)
                 facts = {"format": FORMAT, "step": step, "sha256": sha256(draft / TENSORS), **facts}
                 text = json.dumps(facts, indent=1)
                 envelope = {"facts": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -52,17 +58,33 @@ class Checkpoints:
 
     def read_newest(self, tell: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint that is whole. A damaged one is told of and passed over; damaged all, an error."""
-        found = self.all()
+        found, damaged = self.all(), []
         for path in found:
             try:
-                return read(path)
+                content = read(path)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 tell(f"checkpoint {path} is damaged ({first_line(error)}); falling back to the one before it")
+                damaged.append(path)
+                continue
+            for worthless in damaged:  # or it would count as one of the kept
+                shutil.rmtree(worthless, ignore_errors=True)
+            return content
         if found:
             raise UserError(
                 f"all {len(found)} checkpoints in {self.folder} are damaged; delete the folder to start again, or restore a copy"
             )
         return None
+
+
+def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, and each in memory of its own: tied weights are written twice and stay tied by the network."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        result[name] = plain.clone() if plain.data_ptr() in seen else plain
+        seen.add(plain.data_ptr())
+    return result
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -81,12 +103,13 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
-    """The state of an optimiser as flat tensors, float64 for plain numbers."""
+    """The state of an optimiser as flat tensors; plain numbers in float64, so that they come back as they were."""
     flat = {}
     for index, entries in optimizer.state_dict()["state"].items():
         for key, value in entries.items():
             if value is not None:
-                flat[f"{prefix}{index}.{key}"] = torch.as_tensor(value)
+                tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+                flat[f"{prefix}{index}.{key}"] = tensor
     return flat
 
 

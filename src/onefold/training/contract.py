@@ -74,7 +74,7 @@ Networks = Mapping[str, nn.Module]
 
 
 class Method(Protocol):
-    """The engine's view of a method; see docs/adding-a-method.md."""
+    """The engine's view of a method."""
 
     networks: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]

@@ -18,14 +18,13 @@ class Averages:
 
     def __init__(self, networks: Mapping[str, nn.Module], half_life: float | None, share: float | None) -> None:
         self.half_life, self.share = half_life, share
-        self.sources = dict(networks)
         self.networks = {
             name: copy.deepcopy(network).eval().requires_grad_(False) for name, network in networks.items()
         }
         pairs = [
             pair
             for name in networks
-            for pair in zip(tensors(self.networks[name]), tensors(self.sources[name]), strict=True)
+            for pair in zip(tensors(self.networks[name]), tensors(networks[name]), strict=True)
         ]
         self.pairs = [(average, now) for average, now in pairs if average.is_floating_point()]
         self.copied = [(average, now) for average, now in pairs if not average.is_floating_point()]

@@ -10,13 +10,14 @@ from typing import IO, Any
 import yaml
 
 from onefold.errors import UserError
-from onefold.files import atomic_file, sweep
+from onefold.files import atomic_file, must_be_writable, sweep
 from onefold.settings import read_yaml
 from onefold.training.checkpoint import Checkpoints
 from onefold.training.logs import Journal
 
 # Settings that may change between an interruption and the restart without making it another run.
 CHANGEABLE = {"out", "budget", "device", "checkpoint_every", "sample_every", "trackers"}
+CHANGEABLE |= {"micro_batches", "gradient_checkpointing", "compile"}
 
 
 class RunFolder:
@@ -29,8 +30,9 @@ class RunFolder:
 
     def check(self, config: Mapping[str, Any]) -> list[str]:
         """Refuse a folder of another run; returns what changed but may."""
+        must_be_writable(self.path)
         if not self.config.exists():
-            if self.path.exists() and any(item.name != ".lock" for item in self.path.iterdir()):
+            if self.path.exists() and any(not item.name.startswith(".") for item in self.path.iterdir()):
                 raise UserError(
                     f"{self.path} exists and is no run folder (it has no config.yaml); choose another --out"
                 )
@@ -47,7 +49,7 @@ class RunFolder:
 
     def open(self, config: Mapping[str, Any]) -> None:
         """Take possession: lock, clear drafts, write the complete settings."""
-        (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         self.acquire()
         for folder in (self.path, self.path / "samples", self.checkpoints.folder):
             sweep(folder)

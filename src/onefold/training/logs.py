@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from onefold.files import sync
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -36,8 +39,9 @@ class Window:
     def means(self) -> dict[str, float]:
         if not self.sums:
             return {}
-        values = torch.stack(list(self.sums.values())).tolist()
-        means = {name: value / self.weights[name] for name, value in zip(self.sums, values, strict=True)}
+        names = sorted(self.sums)
+        values = torch.stack([self.sums[name] for name in names]).tolist()
+        means = {name: value / self.weights[name] for name, value in zip(names, values, strict=True)}
         self.sums, self.weights = {}, {}
         return means
 
@@ -60,8 +64,19 @@ class Journal:
 
     def write(self, row: Mapping[str, Any]) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+
+    def sync(self) -> None:
+        if self.path.exists():
+            sync(self.path)
 
     def cut(self, size: int) -> None:
         if self.size > size:
             os.truncate(self.path, size)
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null (a step that the scaler of fp16 skipped has such a gradient)."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

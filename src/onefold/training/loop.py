@@ -22,7 +22,7 @@ from onefold.errors import UserError
 from onefold.files import atomic_file
 from onefold.progress import Progress, silent
 from onefold.settings import Settings
-from onefold.training.budget import Amount, Budget
+from onefold.training.budget import Amount, AmountOrAuto, Budget
 from onefold.training.checkpoint import optimizer_tensors, restore_optimizer
 from onefold.training.contract import Batch, Draw, Method, Update
 from onefold.training.ema import Averages
@@ -44,7 +44,7 @@ class RunSettings(Settings):
     micro_batches: int = Field(
         1, ge=1, description="parts of the batch a process works through one after the other; more need less memory"
     )
-    seed: int = Field(0, ge=0, description="names every random number of the run")
+    seed: int = Field(0, ge=0, lt=2**63, description="names every random number of the run")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="of the networks only; all around them is float32"
@@ -61,7 +61,7 @@ class RunSettings(Settings):
         False, description="recompute activations in the backward pass: less memory, more time"
     )
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
-    sample_every: Amount = Field(
+    sample_every: AmountOrAuto = Field(
         "auto", description="images or time between pictures with validation; auto is a twentieth of the budget"
     )
     checkpoint_every: Amount = Field("2m", description="images or time between checkpoints")
@@ -99,13 +99,13 @@ class Engine:
         self.place_networks()
         self.rows = rows_of(settings.batch_size, self.world, self.rank, settings.micro_batches)
         self.budget = Budget.parse(settings.budget)
-        self.folder = RunFolder(Path(settings.out))
+        self.folder, self.precision = RunFolder(Path(settings.out)), precision
         self.averages = Averages(
             {n: method.networks[n] for n in method.averaged}, settings.ema_half_life, settings.ema_share
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.window = Window()
-        self.step, self.best, self.looked = 0, float("inf"), -1
+        self.window, self.facts = Window(), dict[str, Any]()
+        self.step, self.best, self.looked, self.saved, self.followed = 0, float("inf"), -1, -1, -1
         self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
         self.pace = Pace(self.world, self.device)
 
@@ -122,6 +122,8 @@ class Engine:
             return self.finish()
         finally:
             self.folder.close()
+            if self.settings.trackers:
+                self.accelerator.end_training()
 
     def open(self) -> None:
         changed = self.folder.check(self.config)
@@ -170,6 +172,7 @@ class Engine:
         due = self.pace.tick(self.images)
         if self.step % self.settings.log_every == 0:
             self.write_log()
+        self.report(self.images, self.expected_images, **self.facts)
         if "sample" in due:
             self.look()
         if "save" in due or "stop" in due:
@@ -184,8 +187,6 @@ class Engine:
         if self.main:
             self.method.save(self.folder.path / self.result, self.averaged_networks, self.cost)
         self.accelerator.wait_for_everyone()
-        if self.settings.trackers:
-            self.accelerator.end_training()
         self.report(self.images, self.images)
         return self.cost
 
@@ -222,13 +223,17 @@ class Engine:
 
     def draw(self, step: int) -> list[dict[str, Tensor]]:
         draws = (Draw(self.settings.seed, step, rows, self.settings.batch_size) for rows in self.rows)
-        return [self.method.prepare(draw) for draw in draws]
+        return [{k: ready(v, self.device) for k, v in self.method.prepare(draw).items()} for draw in draws]
 
     def train_step(self, drawn: list[dict[str, Tensor]]) -> None:
         """All updates of one batch. Dropout is a function of (seed, step, process), so no generator state is saved."""
         torch.manual_seed(seeds.mix(self.settings.seed, seeds.STEP, self.step, self.rank))
         batches = [
-            Batch(self.step, min(self.progress, 1.0), {k: to_device(v, self.device) for k, v in tensors.items()})
+            Batch(
+                self.step,
+                min(self.progress, 1.0),
+                {k: v.to(self.device, non_blocking=True) for k, v in tensors.items()},
+            )
             for tensors in drawn
         ]
         streams = [self.method.updates(batch) for batch in batches]
@@ -280,13 +285,17 @@ class Engine:
         self.scaler.update()
         self.window.add({"grad_norm" if name == "main" else f"grad_norm_{name}": norm})
         if averaged:
+            if self.followed == self.step:
+                raise RuntimeError("a batch marked more than one update for the averages; mark one with ema=True")
+            self.followed = self.step
             self.averages.update(self.images + self.settings.batch_size, self.settings.batch_size)
 
     # -- what people look at ---------------------------------------------------------------------------------------
 
     def check_finite(self) -> None:
         """A non-finite gradient reaches every process through the all-reduce, so all of them stop here together."""
-        if bool(self.broken):
+        # The scaler of fp16 skips a bad step and halves; below 1 every step was bad.
+        if bool(self.broken) or (self.scaler.is_enabled() and self.scaler.get_scale() < 1):
             raise UserError(
                 f"the loss or a gradient became infinite or NaN by step {self.step}; the last good checkpoint is kept: "
                 "lower the learning rate, check the data, or use precision=fp32"
@@ -311,7 +320,7 @@ class Engine:
             self.folder.journal.write(row)
         if self.settings.trackers:
             self.accelerator.log({**means, "images_per_second": rate}, step=self.step)
-        self.report(self.images, self.expected_images, loss=means.get("loss"), images_per_second=rate)
+        self.facts = {"loss": means.get("loss"), "images_per_second": rate}
 
     def current_rates(self) -> dict[str, float]:
         return {name: float(o.param_groups[0]["lr"]) for name, o in self.method.optimizers.items()}
@@ -344,8 +353,10 @@ class Engine:
     def save(self) -> None:
         self.check_finite()
         self.window.share(self.reduce)
-        if not self.main:
+        done, self.saved = self.saved == self.step, self.step
+        if done or not self.main:
             return
+        self.folder.journal.sync()
         sums, weights = self.window.state()
         tensors = {f"window.{name}": value for name, value in sums.items()}
         for kind, networks in (("network", self.method.networks), ("average", self.averages.networks)):
@@ -357,18 +368,18 @@ class Engine:
             "seconds": self.pace.seconds,
             "best": self.best if self.best < float("inf") else None,
             "looked": self.looked,
+            "lr": self.current_rates(),
             "window_weights": weights,
             "journal_bytes": self.folder.journal.size,
             "scaler": self.scaler.state_dict(),
+            "precision": self.precision,
             "identity": self.identity,
         }
         self.folder.checkpoints.write(self.step, tensors, facts)
 
     def resume(self) -> None:
-        found = self.folder.checkpoints.read_newest(self.tell)
+        found = self.read_checkpoint()
         if found is None:
-            if self.main:
-                self.folder.journal.cut(0)
             return
         tensors, facts = found
         for key, value in self.identity.items():
@@ -381,15 +392,30 @@ class Engine:
                 network.load_state_dict(under(tensors, f"{kind}.{name}."))
         for name, optimizer in self.method.optimizers.items():
             restore_optimizer(optimizer, tensors, f"optimizer.{name}.")
+            optimizer.param_groups[0]["lr"] = facts["lr"][name]
         self.scaler.load_state_dict(facts["scaler"])
         sums = {name: value.to(self.device) for name, value in under(tensors, "window.").items()}
         self.window.restore(sums, facts["window_weights"])
         self.step, self.pace.seconds_before = facts["step"], facts["seconds"]
         self.looked = facts["looked"]
         self.best = facts["best"] if facts["best"] is not None else float("inf")
-        if self.main:
-            self.folder.journal.cut(facts["journal_bytes"])
+        self.saved = self.step
+        if facts["precision"] != self.precision:
+            self.tell(f"changed since the run began: precision: {facts['precision']} -> {self.precision}")
         self.tell(f"going on after {self.images:,} images")
+
+    def read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The first process chooses, the others read the same one; nobody goes on before all have read."""
+        found = self.folder.checkpoints.read_newest(self.tell) if self.main else None
+        if self.main:
+            self.folder.journal.cut(found[1]["journal_bytes"] if found else 0)
+        if self.world > 1:
+            chosen = torch.tensor([found[1]["step"] if found else -1], device=self.device)
+            dist.broadcast(chosen, src=0)
+            if not self.main and int(chosen) >= 0:
+                found = self.folder.checkpoints.read(int(chosen))
+            self.accelerator.wait_for_everyone()
+        return found
 
     def reduce(self, values: Tensor) -> Tensor:
         if self.world > 1:
@@ -446,19 +472,20 @@ def average(gradients: list[Tensor], world: int, bucket: int = 1 << 25) -> None:
 def buckets(tensors: list[Tensor], size: int) -> Iterator[list[Tensor]]:
     """Runs of one dtype of at most about `size` numbers."""
     run: list[Tensor] = []
+    numbers = 0
     for tensor in tensors:
-        if run and (tensor.dtype != run[0].dtype or sum(t.numel() for t in run) + tensor.numel() > size):
+        if run and (tensor.dtype != run[0].dtype or numbers + tensor.numel() > size):
             yield run
-            run = []
+            run, numbers = [], 0
         run.append(tensor)
+        numbers += tensor.numel()
     if run:
         yield run
 
 
-def to_device(value: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        return value.pin_memory().to(device, non_blocking=True)
-    return value.to(device)
+def ready(value: Tensor, device: torch.device) -> Tensor:
+    """Pinned memory is copied to the device while it computes."""
+    return value.pin_memory() if device.type == "cuda" else value
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

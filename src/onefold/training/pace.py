@@ -64,7 +64,7 @@ class Pace:
         return self.seconds_before + time.monotonic() - self.began
 
     def agree(self) -> bool:
-        """All take over the first process's clock, its wish to stop, and how many steps to go until the next time."""
+        """All take over the first process's clock, anybody's wish to stop, and how many steps to go until the next time."""
         now = self.clock()
         ahead = max(1, int(AGREE_EVERY * self.steps / max(now - self.seconds_before, 1e-6)))
         # float32 holds 2^24 whole milliseconds only: send whole seconds and the rest apart
