@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,7 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 DUEL = """
 import sys
+import time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from toys import engine
@@ -111,3 +115,27 @@ def test_a_failure_of_one_stops_all_with_its_message(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "[rank 1] Error: image 42 cannot be decoded; replace it" in done.stderr
     assert "SIGTERM" in done.stderr or "Stopping" in done.stderr or "exitcode" in done.stderr
+
+
+def test_two_processes_agree_on_the_time(tmp_path: Path) -> None:
+    """A budget in time ends both at the same step, or one of them would wait for ever."""
+    done = run(TORCHRUN, tmp_path / "two", "--budget", "3s", "--set", "log_every=1")
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    seconds = [row["seconds"] for row in log if "loss" in row]
+    assert 2.0 < seconds[-1] < 15.0 and len(seconds) > 3
+
+
+def test_two_processes_killed_go_on(tmp_path: Path, one: Path) -> None:
+    out = tmp_path / "two"
+    command = [*TORCHRUN, *ARGUMENTS, "--set", "checkpoint_every=32", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None and len(list(out.glob("checkpoints/step-*"))) < 2:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = run(TORCHRUN, out)
+    assert done.returncode == 0 and "going on after" in done.stderr, done.stderr
+    close(weights(one), weights(out))
+    again = run(TORCHRUN, out)  # finished already: nothing to do, and nobody waits
+    assert again.returncode == 0, again.stderr
