@@ -11,6 +11,7 @@ import argparse
 import copy
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pairs import interleave, save, summary
@@ -19,21 +20,20 @@ from onefold.data import MemoryData, Stream
 from onefold.settings import build
 from onefold.teaching import Teaching, TeachSettings, new_denoiser, split, start_processes
 from onefold.training.contract import Draw
-from onefold.training.loop import Ahead, Engine, to_device
+from onefold.training.loop import Ahead, Engine
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "data": "made-up",
-    "batch_size": 64,
     "widths": [32, 48, 64],
     "sample_every": "1h",
     "checkpoint_every": "1h",
-    "device": "cpu",
 }
 
 
 def engine_steps(settings: TeachSettings, steps: int) -> Callable[[], None]:
     method = make(settings)
-    engine = Engine(method, settings, settings.model_dump(mode="json"), start_processes(torch.device("cpu"), settings))
+    accelerator = start_processes(torch.device(settings.device), settings)
+    engine = Engine(method, settings, settings.model_dump(mode="json"), accelerator, precision=settings.precision)
     engine.open()
     engine.pace.start(0, {})
     batches = Ahead(engine.draw, 0)
@@ -48,20 +48,19 @@ def engine_steps(settings: TeachSettings, steps: int) -> Callable[[], None]:
 
 def plain_steps(settings: TeachSettings, steps: int) -> Callable[[], None]:
     """The same work, as one would write it for one process."""
-    method = make(settings)
-    network, optimizer = method.networks["unet"], method.optimizers["main"]
+    method, device, size = make(settings), torch.device(settings.device), settings.batch_size
+    network, optimizer = method.networks["unet"].to(device), method.optimizers["main"]
     average = copy.deepcopy(network).requires_grad_(False)
     state = {"step": 0}
 
     def work() -> None:
-        total = torch.zeros(())
+        total = torch.zeros((), device=device)
         for _ in range(steps):
             step = state["step"]
-            batch = {
-                k: to_device(v, torch.device("cpu")) for k, v in method.prepare(Draw(0, step, range(64), 64)).items()
-            }
-            output = network(batch["z"], batch["time"], class_labels=batch["labels"]).sample
-            loss = (output - batch["target"]).square().mean()
+            batch = {k: v.to(device) for k, v in method.prepare(Draw(0, step, range(size), size)).items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                output = network(batch["z"], batch["time"], class_labels=batch["labels"]).sample
+            loss = (output.float() - batch["target"]).square().mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -80,9 +79,9 @@ def make(settings: TeachSettings) -> Teaching:
     images = torch.randint(0, 256, (2000, 1, 28, 28), dtype=torch.uint8, generator=made)
     data = MemoryData(images, torch.arange(2000) % 10, classes=10, class_names=None, description={})
     train, held_out = split(data, 64, 0)
-    denoiser = new_denoiser(data, settings)
+    denoiser = new_denoiser(data, settings).replace(precision=settings.precision)
     denoiser.module.train()
-    return Teaching(denoiser, Stream(train, batch_size=64, seed=0), held_out, settings, "")
+    return Teaching(denoiser, Stream(train, batch_size=settings.batch_size, seed=0), held_out, settings, "")
 
 
 def main() -> None:
@@ -90,17 +89,25 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--steps", type=int, default=5, help="updates in one timing")
     parser.add_argument("--threads", type=int, default=1, help="of torch; one is the quietest on a shared machine")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--batch-size", type=int, default=64)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as out:
-        settings = build(TeachSettings, {**SETTINGS, "out": f"{out}/run", "budget": "100h"})
+        asked = {name: getattr(arguments, name) for name in ("device", "precision", "batch_size")}
+        settings = build(TeachSettings, {**SETTINGS, **asked, "out": f"{out}/run", "budget": "100h"})
         seconds = interleave(
             engine_steps(settings, arguments.steps), plain_steps(settings, arguments.steps), arguments.pairs
         )
     workload = (
-        f"{arguments.steps} updates of 64 images 28x28, U-Net of 0.95 M parameters, {arguments.threads} thread(s)"
+        f"{arguments.steps} updates of {arguments.batch_size} images 28x28, U-Net of 0.95 M parameters, "
+        f"{arguments.device} in {arguments.precision}, {arguments.threads} thread(s)"
     )
-    save("engine_overhead", {"what": "engine / plain loop", "workload": workload, **summary(seconds, 1.03)})
+    name = (
+        "engine_overhead" if arguments.device == "cpu" else f"engine_overhead_{arguments.device}_{arguments.precision}"
+    )
+    save(name, {"what": "engine / plain loop", "workload": workload, **summary(seconds, 1.03)})
 
 
 if __name__ == "__main__":

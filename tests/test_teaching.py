@@ -209,3 +209,18 @@ def test_no_space_loses_nothing(tmp_path: Path) -> None:
     assert {p.name for p in (out / "checkpoints").iterdir()} == before
     again = run("128", None)
     assert again.returncode == 0 and "going on after 64 images" in again.stderr
+
+
+@pytest.mark.parametrize(("process", "labels"), [("vp", True), ("vp", False), ("flow", True)])
+def test_the_page_of_a_teacher_tells_how_to_use_it(tmp_path: Path, process: str, labels: bool) -> None:
+    """Its code for plain diffusers is run as it stands."""
+    teach("digits", out=tmp_path / "run", **SMALL, process=process, labels=labels)
+    page = (tmp_path / "run" / "teacher" / "README.md").read_text()
+    assert "onefold teach digits" in page and (tmp_path / "run" / "teacher" / "samples.png").is_file()
+    code = page.split("```python\n")[-1].split("```")[0]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "run").symlink_to(tmp_path / "run" / "teacher")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "elsewhere", capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

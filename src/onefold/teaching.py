@@ -25,6 +25,7 @@ from onefold.denoiser import Denoiser
 from onefold.devices import choose_device, choose_precision
 from onefold.errors import UserError
 from onefold.networks.unet import build_unet, call_unet
+from onefold.pictures import picture_grid
 from onefold.process import Prediction, from_x0
 from onefold.progress import Progress
 from onefold.sampling import sample
@@ -144,7 +145,8 @@ class Teaching:
 
     def picture(self, networks: Networks) -> Tensor:
         teacher = self.denoiser.replace(network=networks["unet"])
-        return sample(teacher, 32, calls=16, seed=self.settings.seed)
+        labels = None if teacher.classes is None else list(range(min(teacher.classes, 40)))
+        return sample(teacher, 40, calls=16, seed=self.settings.seed, labels=labels)
 
     def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:
         unet = networks["unet"]
@@ -161,7 +163,7 @@ class Teaching:
             "cost": dict(cost),
             "versions": versions(),
         }
-        save_teacher(folder, unet, self.noising, card)
+        save_teacher(folder, unet, self.noising, card, picture_grid(self.picture(networks), columns=10))
 
 
 def noising_of(settings: TeachSettings) -> Noising:

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from PIL.Image import Image
 
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError, first_line, suggest
 from onefold.files import atomic_folder, sha256
 from onefold.networks.unet import call_unet, import_diffusers
 from onefold.process import EDM, DiscreteVP, Flow, Prediction, Process, beta_table, zero_terminal_snr
+from onefold.teachers.card import PICTURE, page
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -58,7 +60,9 @@ class Noising:
         )
 
 
-def save_teacher(folder: Path, unet: UNet2DModel, noising: Noising, card: Mapping[str, Any]) -> None:
+def save_teacher(
+    folder: Path, unet: UNet2DModel, noising: Noising, card: Mapping[str, Any], samples: Image | None = None
+) -> None:
     """Write the folder whole or not at all. Flow networks have no stock pixel pipeline; their parts are stock."""
     diffusers = import_diffusers()
     scheduler = noising.scheduler()
@@ -72,6 +76,9 @@ def save_teacher(folder: Path, unet: UNet2DModel, noising: Noising, card: Mappin
             diffusers.ConsistencyModelPipeline(unet=unet, scheduler=scheduler).save_pretrained(draft)
         facts = {"format": 1, **card, "sha256": sha256(draft / WEIGHTS)}
         (draft / CARD).write_text(json.dumps(facts, indent=1) + "\n")
+        if samples is not None:
+            samples.save(draft / PICTURE)
+            (draft / "README.md").write_text(page(facts))
 
 
 def load_folder(folder: Path) -> Denoiser:

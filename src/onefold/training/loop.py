@@ -346,7 +346,7 @@ class Engine:
 
         images = self.method.picture(self.averaged_networks)
         with atomic_file(self.folder.path / "samples" / f"{self.images:010d}.png") as draft:
-            picture_grid(images, columns=8).save(draft, format="PNG")
+            picture_grid(images, columns=10).save(draft, format="PNG")
 
     # -- what is kept ----------------------------------------------------------------------------------------------
 

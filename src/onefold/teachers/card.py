@@ -1,0 +1,81 @@
+"""The page of a teacher: what it is, from what, at what cost, and how to use it with and without onefold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PICTURE = "samples.png"
+
+STOCK = """```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{folder}")
+images = pipe(batch_size=8, {labels}num_inference_steps=50).images
+```"""
+
+PARTS = """There is no stock pipeline for flow models of pixels; the parts are stock:
+```python
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+
+unet = UNet2DModel.from_pretrained("{folder}/unet")
+scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained("{folder}/scheduler")
+scheduler.set_timesteps(50)
+x = torch.randn(8, {shape})
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        x = scheduler.step(unet(x, t.expand(8){condition}).sample, t, x).prev_sample
+```"""
+
+
+def page(card: Mapping[str, Any]) -> str:
+    """Markdown that the Hugging Face hub shows as a model card."""
+    shape = "x".join(map(str, card["shape"]))
+    classes = f"{card['classes']} classes" if card["classes"] else "no classes"
+    cost, data = card["cost"], card["data"]
+    seconds = f"{cost['seconds'] / 60:.0f} minutes on {cost['device']}, {cost['processes']} process(es)"
+    rows = [
+        ("images", f"{shape}, {classes}"),
+        ("network", f"UNet2DModel, {card['parameters']:,} parameters"),
+        ("noise", f"{card['process']}, predicts {card['prediction']}"),
+        ("data", f"{data['source']}, {data['count']:,} images"),
+        ("cost", f"{cost['images']:,} images seen, {seconds}"),
+        ("command", f"`{card['command']}`"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in card["versions"].items())),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"""---
+library_name: diffusers
+tags: [diffusion, onefold]
+---
+# {card["name"]}
+
+A diffusion model taught with onefold. Image i of a seed is the same on every machine.
+
+![samples]({PICTURE})
+
+| | |
+|---|---|
+{table}
+
+With onefold:
+```python
+import onefold
+
+images = onefold.sample("{card["name"]}", 64, calls=8, seed=0)
+```
+With diffusers alone:
+{elsewhere(card)}
+"""
+
+
+def elsewhere(card: Mapping[str, Any]) -> str:
+    labelled = card["classes"] is not None
+    if card["process"] == "flow":
+        shape = ", ".join(map(str, card["shape"]))
+        return PARTS.format(
+            folder=card["name"], shape=shape, condition=", class_labels=torch.arange(8)" if labelled else ""
+        )
+    return STOCK.format(folder=card["name"], labels="class_labels=torch.arange(8), " if labelled else "")
