@@ -224,3 +224,21 @@ def test_the_page_of_a_teacher_tells_how_to_use_it(tmp_path: Path, process: str,
         [sys.executable, "-c", code], cwd=tmp_path / "elsewhere", capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_trackers_get_the_numbers_of_the_log(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    teach("digits", out=out, trackers=["tensorboard"], log_every=2, **SMALL)
+    folder = next(p.parent for p in out.rglob("events.out.tfevents.*") if "loss" in scalars_of(p.parent))
+    told = [(event.step, event.value) for event in EventAccumulator(str(folder)).Reload().Scalars("loss")]
+    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert told == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in log if "loss" in row]
+
+
+def scalars_of(folder: Path) -> list[str]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags: list[str] = EventAccumulator(str(folder)).Reload().Tags()["scalars"]
+    return tags
