@@ -18,9 +18,10 @@ from pairs import interleave, save, summary
 
 from onefold.data import MemoryData, Stream
 from onefold.settings import build
-from onefold.teaching import Teaching, TeachSettings, new_denoiser, split, start_processes
+from onefold.teaching import Teaching, TeachSettings, new_denoiser, split
 from onefold.training.contract import Draw
 from onefold.training.loop import Ahead, Engine
+from onefold.training.start import start_processes
 
 SETTINGS: dict[str, Any] = {
     "data": "made-up",

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onefold.data import load_data as load_data
     from onefold.denoiser import Denoiser as Denoiser
+    from onefold.distilling import distill as distill
     from onefold.errors import UserError as UserError
     from onefold.grids import Grid as Grid
+    from onefold.methods import methods as methods
     from onefold.sampling import sample as sample
+    from onefold.student import Student as Student
+    from onefold.student import load_student as load_student
     from onefold.teachers import load_teacher as load_teacher
     from onefold.teaching import teach as teach
 
@@ -22,9 +26,13 @@ __version__ = "0.1.0"
 HOME = {
     "Denoiser": "onefold.denoiser",
     "Grid": "onefold.grids",
+    "Student": "onefold.student",
     "UserError": "onefold.errors",
+    "distill": "onefold.distilling",
     "load_data": "onefold.data",
+    "load_student": "onefold.student",
     "load_teacher": "onefold.teachers",
+    "methods": "onefold.methods",
     "sample": "onefold.sampling",
     "teach": "onefold.teaching",
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -34,6 +35,7 @@ class Denoiser:
     """
 
     name: str = "unnamed"
+    home: Path | None = None  # the folder it came from
     card: Mapping[str, Any] = {}
 
     def __init__(
@@ -78,7 +80,7 @@ class Denoiser:
 
     def replace(self, **changes: Any) -> Self:
         """The same denoiser with other attributes, e.g. another network or guidance; calls are counted afresh."""
-        unknown = changes.keys() - vars(self).keys() - {"name", "card"}
+        unknown = changes.keys() - vars(self).keys() - {"name", "card", "home"}
         if unknown:
             raise UserError(f"a denoiser has no {min(unknown)!r}{suggest(min(unknown), vars(self))}")
         other = copy.copy(self)

@@ -76,6 +76,10 @@ class Grid:
         first = float(self.sigmas[0])
         return first * z if self.start == "ve" and math.isfinite(first) else process.prior(z, first)
 
+    def starting(self, start: Start) -> Grid:
+        """The same levels from another start."""
+        return replace(self, start=start)
+
     def subdivide(self, parts: int, process: Process | None = None) -> Grid:
         """Every interval in `parts` sub-steps along the schedule's own axis; the levels of this grid stay bitwise.
 
@@ -260,16 +264,24 @@ SCHEDULES: dict[str, Callable[..., Grid]] = {
 
 
 def make_grid(
-    schedule: str | Grid | Sequence[float] | Tensor, process: Process, calls: int | None = None, *, end: End = "zero"
+    schedule: str | Grid | Sequence[float] | Tensor,
+    process: Process,
+    calls: int | None = None,
+    *,
+    end: End = "zero",
+    **ends: float,
 ) -> Grid:
-    """A grid from a schedule's name ("auto": the process's usual one), from a list of levels, or as it is."""
+    """A grid from a schedule's name ("auto": the process's usual one), from a list of levels, or as it is.
+
+    `ends` are sigma_min and sigma_max of a named schedule.
+    """
     if isinstance(schedule, str):
         schedule = usual_schedule(process) if schedule == "auto" else schedule
         if schedule not in SCHEDULES:
             raise UserError(f"unknown schedule {schedule!r}{suggest(schedule, ['auto', *SCHEDULES])}")
         if calls is None:
             raise UserError(f"schedule {schedule!r} needs the number of calls; give calls=4, for instance")
-        return SCHEDULES[schedule](process, calls, end=end)
+        return SCHEDULES[schedule](process, calls, end=end, **ends)
     grid = schedule if isinstance(schedule, Grid) else explicit(schedule, process=process, end=end)
     if calls is not None and calls != grid.calls:
         raise UserError(f"calls is {calls} but the grid has {grid.calls} evaluated levels; leave one of them out")

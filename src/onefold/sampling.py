@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -94,7 +94,7 @@ class Plan:
         grid = self.grid
         z = noise()
         if self.afs == "ve":  # x1 = sigma_1 z: the start goes without the process's own scale
-            grid = replace(grid, start="ve")
+            grid = grid.starting("ve")
         start = grid.start_state(teacher.process, z)
         result: Tensor = get_solver(self.solver)(teacher, start, grid.sigmas, cond=cond, noise=noise, afs=self.afs)
         return result

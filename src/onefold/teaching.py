@@ -6,16 +6,11 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
 
@@ -34,9 +29,9 @@ from onefold.teachers.native import Noising, save_teacher
 from onefold.training.contract import Batch, Draw, Networks, Update
 from onefold.training.folder import RunFolder
 from onefold.training.loop import Engine, RunSettings, Tell, ignore, rows_of
+from onefold.training.start import start_processes
 from onefold.version import versions
 
-PATIENCE = timedelta(hours=2)  # the others wait while the first process validates and draws
 HIDE = 1  # stream of the draws that hide a label
 ENOUGH_NOISE = 20.0  # a table whose last sigma is smaller cannot start from pure noise
 PREDICTIONS: dict[str, Prediction] = {"vp": "v", "edm": "edm", "flow": "flow"}
@@ -143,10 +138,10 @@ class Teaching:
             total += float(self.loss(networks["unet"], part)) * len(part["z"])
         return {"held_out_loss": total / count}
 
-    def picture(self, networks: Networks) -> Tensor:
+    def picture(self, networks: Networks) -> Image:
         teacher = self.denoiser.replace(network=networks["unet"])
         labels = None if teacher.classes is None else list(range(min(teacher.classes, 40)))
-        return sample(teacher, 40, calls=16, seed=self.settings.seed, labels=labels)
+        return picture_grid(sample(teacher, 40, calls=16, seed=self.settings.seed, labels=labels), columns=10)
 
     def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:
         unet = networks["unet"]
@@ -163,7 +158,7 @@ class Teaching:
             "cost": dict(cost),
             "versions": versions(),
         }
-        save_teacher(folder, unet, self.noising, card, picture_grid(self.picture(networks), columns=10))
+        save_teacher(folder, unet, self.noising, card, self.picture(networks))
 
 
 def noising_of(settings: TeachSettings) -> Noising:
@@ -281,23 +276,6 @@ def teach(
     from onefold.teachers import load_teacher
 
     return load_teacher(Path(chosen.out) / "teacher", device=str(device), precision=precision)
-
-
-def start_processes(device: torch.device, settings: RunSettings) -> Accelerator:
-    for tracker in settings.trackers:
-        if find_spec(tracker) is None:
-            raise UserError(f"tracker {tracker!r} is not installed; pip install 'onefold[track]'")
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # accelerate takes the current one
-    if not dist.is_initialized():  # accelerate remembers the device of an earlier run of this process
-        AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="no",
-        log_with=list(settings.trackers) or None,
-        project_dir=settings.out,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
 
 
 def command_of(settings: TeachSettings) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onefold.cli.common import must_be_new, program, read_numbers, say, say_json
+from onefold.cli.common import given, must_be_new, program, read_numbers, say, say_json
 from onefold.errors import UserError
 from onefold.files import must_be_writable
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OTHER_FILES = {".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".pt", ".zip", ".safetensors"}
+
+DEFAULTS: dict[str, Any] = {"solver": "unipc2", "calls": 10, "grid": "auto", "end": "zero", "afs": None}
 
 
 def register(app: typer.Typer) -> None:
@@ -28,16 +30,26 @@ def sample_command(
         str, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
     ],
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
-    calls: Annotated[int, typer.Option(min=1, help="Network calls for each image.")] = 10,
+    calls: Annotated[int | None, typer.Option(help="Network calls for each image (10).", show_default=False)] = None,
     solver: Annotated[
-        str, typer.Option(help="How to step: euler (DDIM), heun, dpmpp2m, dpmpp3m, unipc2, ...")
-    ] = "unipc2",
+        str | None,
+        typer.Option(
+            help="How to step: euler (DDIM), heun, dpmpp2m, dpmpp3m, unipc2 (default), ...", show_default=False
+        ),
+    ] = None,
     grid: Annotated[
-        str, typer.Option(help="Where to step: karras, logsnr, uniform, quadratic; auto is the process's usual one.")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            help="Where to step: karras, logsnr, uniform, quadratic; auto (default) by process.", show_default=False
+        ),
+    ] = None,
     end: Annotated[
-        str, typer.Option(help="zero: a last denoise to clean images; sigma_min: stop at the lowest noise level.")
-    ] = "zero",
+        str | None,
+        typer.Option(
+            help="zero (default): a last denoise to clean images; sigma_min: stop at the lowest noise level.",
+            show_default=False,
+        ),
+    ] = None,
     afs: Annotated[str | None, typer.Option(help="Spare the first call: ve or vp.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Image i depends on the seed and i only.")] = 0,
     first: Annotated[int, typer.Option(min=0, help="The number i of the first image.")] = 0,
@@ -56,16 +68,22 @@ def sample_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    """Sample images from a teacher."""
+    """Sample images from a teacher or a student.
+
+    A student brings its own solver, grid and calls.
+    """
     targets = files(out, first, count)
     must_be_new(targets, overwrite=overwrite)
     must_be_writable(targets[0].parent)
     wanted = read_numbers(labels, "--labels")
-    model = load(teacher, device, precision, guidance)
-    how = {"solver": solver, "calls": calls, "grid": grid, "end": end, "afs": afs, "seed": seed, "first": first}
-    images, facts = draw(model, count, labels=wanted, batch_size=batch_size, **how)
+    asked = given({"solver": solver, "calls": calls, "grid": grid, "end": end, "afs": afs})
+    model, way, told = load(teacher, device, precision, asked)
+    model = model if guidance is None else model.replace(guidance=guidance)
+    numbers = {"seed": seed, "first": first}
+    images, facts = draw(model, count, labels=wanted, batch_size=batch_size, **way, **numbers)
     write(images, labels_of(model, seed, range(first, first + count), wanted), out, targets)
-    report({"teacher": teacher, "count": count, **how, "guidance": guidance, **facts, "out": str(out)}, as_json=as_json)
+    done = {"teacher": teacher, "count": count, **told, **numbers, "guidance": guidance, **facts, "out": str(out)}
+    report(done, as_json=as_json)
 
 
 def files(out: Path, first: int, count: int) -> list[Path]:
@@ -79,11 +97,28 @@ def files(out: Path, first: int, count: int) -> list[Path]:
     return [out / f"{first + index:06}.png" for index in range(count)]
 
 
-def load(teacher: str, device: str, precision: str, guidance: float | None) -> Any:
+def load(source: str, device: str, precision: str, asked: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """(denoiser, how to sample it, how to tell that): a student brings its own way."""
+    from onefold.student import is_student, load_student
     from onefold.teachers import load_teacher
 
-    model = load_teacher(teacher, device=device, precision=precision)
-    return model if guidance is None else model.replace(guidance=guidance)
+    if not is_student(source):
+        way = {**DEFAULTS, **asked}
+        return load_teacher(source, device=device, precision=precision), way, way
+    student = load_student(source, device=device, precision=precision)
+    if asked.keys() - {"calls"} or asked.get("calls", student.calls) != student.calls:
+        raise UserError(
+            f"student {source} has its own solver and grid of {student.calls} calls; leave out "
+            + ", ".join(f"--{name}" for name in asked)
+        )
+    told = {
+        "solver": "euler",
+        "calls": student.calls,
+        "grid": "its own grid",
+        "end": student.grid.end,
+        "afs": student.afs,
+    }
+    return student.denoiser, student.way, told
 
 
 def draw(model: Any, count: int, *, batch_size: int, **how: Any) -> tuple[Tensor, dict[str, object]]:
@@ -145,7 +180,7 @@ def report(facts: dict[str, Any], *, as_json: bool) -> None:
         f"{facts['count']} images with {facts['counted_calls']:g} calls each ({facts['solver']} on {facts['grid']}), "
         f"{facts['seconds']:.1f} s, {facts['images_per_second']:.1f} images/s, are in {facts['out']}"
     )
-    if not facts["out"].endswith(".npz") and facts["calls"] > 4:
+    if not facts["out"].endswith(".npz") and facts["calls"] > 4 and facts["grid"] != "its own grid":
         say(
             f"The same images cheaper: {program()} sample {facts['teacher']} --calls 4 --seed {facts['seed']} --out cheaper.png"
         )

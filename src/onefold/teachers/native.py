@@ -7,6 +7,7 @@ onefold.json                             what it has no place for: classes, the 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,24 @@ def save_teacher(
             (draft / "README.md").write_text(page(facts))
 
 
+def save_like(teacher: Denoiser, folder: Path, texts: Mapping[str, str]) -> None:
+    """A network in the form of the folder its teacher came from, with further text files."""
+    if teacher.home is None:
+        raise UserError(
+            f"{teacher.name!r} did not come from a folder, so there is no form to save it in; load it from one"
+        )
+    unet: Any = teacher.module
+    with atomic_folder(folder) as draft:
+        unet.save_pretrained(draft / "unet")
+        shutil.copytree(teacher.home / "scheduler", draft / "scheduler")
+        if (teacher.home / "model_index.json").exists():
+            shutil.copy(teacher.home / "model_index.json", draft)
+        facts = {"format": 1, **teacher.card, "name": teacher.name, "sha256": sha256(draft / WEIGHTS)}
+        (draft / CARD).write_text(json.dumps(facts, indent=1) + "\n")
+        for name, text in texts.items():
+            (draft / name).write_text(text)
+
+
 def load_folder(folder: Path) -> Denoiser:
     """A teacher from a diffusers folder with a UNet2DModel, read from its own scheduler's config."""
     card = read_json(folder / CARD) if (folder / CARD).exists() else {}
@@ -117,7 +136,7 @@ def load_folder(folder: Path) -> Denoiser:
         classes=card.get("classes", embeds),
         null={} if null is None else {"labels": null},
     )
-    denoiser.name, denoiser.card = str(card.get("name", folder.name)), card
+    denoiser.name, denoiser.card, denoiser.home = str(card.get("name", folder.name)), card, folder
     return denoiser
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from onefold import seeds
@@ -85,13 +86,13 @@ class Method(Protocol):
 
     def updates(self, batch: Batch) -> Iterator[Update]: ...
 
-    def learning_rate(self, optimizer: str, images: int, progress: float) -> float: ...
+    def learning_rate(self, optimizer: str, images: int, progress: float, /) -> float: ...
 
     def validate(self, networks: Networks) -> dict[str, float]:
         """Numbers on fixed noise with the averaged networks; the first one decides which weights are best (lower)."""
 
-    def picture(self, networks: Networks) -> Tensor:
-        """Images in [-1, 1] from fixed noise, for the run folder."""
+    def picture(self, networks: Networks) -> Image:
+        """Samples from fixed noise, for the run folder; `validate` has just been called."""
 
     def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:
         """The result, as the folder a user loads."""

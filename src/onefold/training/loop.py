@@ -342,11 +342,9 @@ class Engine:
             self.method.save(self.folder.path / "best", self.averaged_networks, self.cost)
 
     def draw_picture(self) -> None:
-        from onefold.pictures import picture_grid
-
-        images = self.method.picture(self.averaged_networks)
+        picture = self.method.picture(self.averaged_networks)
         with atomic_file(self.folder.path / "samples" / f"{self.images:010d}.png") as draft:
-            picture_grid(images, columns=10).save(draft, format="PNG")
+            picture.save(draft, format="PNG")
 
     # -- what is kept ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,103 @@
+"""onefold distill and onefold methods: make a model fast, and the ways to do it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onefold.cli.common import given, program, say, say_json, table, tell
+from onefold.errors import UserError
+from onefold.settings import parse_assignments, read_yaml
+
+
+def register(app: typer.Typer) -> None:
+    app.command("distill")(distill_command)
+    app.command("methods")(methods_command)
+
+
+def distill_command(
+    teacher: Annotated[
+        str | None, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="How; `onefold methods` tells.", show_default=False)] = None,
+    calls: Annotated[int | None, typer.Option(help="Network calls of the student.", show_default=False)] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="How long: images (200k, 1.5M) or time (30s, 5m, 2h).", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; the same command goes on in it.", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a batch, over all processes.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Names every random draw of the run.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps; auto says why.", show_default=False)] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default=False)] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings; options come before it.", show_default=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeat it.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Distil a model into a student of a few network calls.
+
+    For the settings of a method: onefold methods sfd
+    """
+    words = {
+        "teacher": teacher,
+        "method": method,
+        "calls": calls,
+        "budget": budget,
+        "out": None if out is None else str(out),
+    }
+    words |= {"batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
+    values = (read_yaml(config) if config else {}) | given(words) | parse_assignments(settings or [])
+    for name, example in (("teacher", "TEACHER (a bundled name or a folder)"), ("out", "--out (a run folder)")):
+        if name not in values:
+            raise UserError(
+                f"distill needs {example}; for instance `onefold distill digits8 --calls 4 --budget 2m --out runs/digits4`"
+            )
+    run(values, as_json=as_json)
+
+
+def run(values: dict[str, Any], *, as_json: bool) -> None:
+    from onefold.distilling import distill
+    from onefold.progress import terminal_progress
+
+    with terminal_progress("distilling") as progress:
+        student = distill(progress=progress, tell=tell, **values)
+    folder = Path(values["out"]) / "student"
+    if as_json:
+        say_json({"student": str(folder), "calls": student.calls, "cost": student.recipe["cost"]})
+        return
+    cost = student.recipe["cost"]
+    say(
+        f"A student of {student.calls} calls is in {folder} ({cost['images']:,} images, {cost['seconds']:.0f} s). "
+        f"Pictures of it: {program()} sample {folder} --count 64 --out {student.name}.png"
+    )
+
+
+def methods_command(
+    name: Annotated[str | None, typer.Argument(help="A method, for its settings.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """List the methods, or the settings of one."""
+    from onefold.methods import find
+    from onefold.methods import table as all_methods
+
+    if name is not None:
+        find(name)
+    known = all_methods()
+    if as_json:
+        say_json(known if name is None else known[name])
+    elif name is None:
+        say(table(("method", "what it is"), [(key, value["description"]) for key, value in known.items()]))
+        say(f"\nThe settings of one: {program()} methods {next(iter(known))}")
+    else:
+        rows = [(row["name"], row["default"], row["description"]) for row in known[name]["settings"]]
+        say(table(("setting", "default", "meaning"), rows))

@@ -1,0 +1,59 @@
+"""Distilling: teacher + method + engine -> student; the one place where they meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onefold.denoiser import Denoiser
+from onefold.devices import choose_device, choose_precision
+from onefold.methods import find
+from onefold.progress import Progress
+from onefold.settings import build, read_yaml
+from onefold.student import Student, load_student
+from onefold.teachers import load_teacher
+from onefold.training.folder import RunFolder
+from onefold.training.loop import Engine, Tell, ignore
+from onefold.training.start import start_processes
+
+
+def distill(
+    teacher: str | Path | Denoiser | None = None,
+    method: str | None = None,
+    *,
+    out: str | Path | None = None,
+    config: Path | None = None,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
+    **settings: Any,
+) -> Student:
+    """A fast student of a teacher; the run folder then holds it as `student/`. The same call goes on where it stopped."""
+    named = {"teacher": teacher.name if isinstance(teacher, Denoiser) else teacher, "method": method, "out": out}
+    given = {key: str(value) for key, value in named.items() if value is not None}
+    values = {**(read_yaml(config) if config else {}), **settings, **given}
+    make, kind = find(values.get("method", "sfd"))
+    chosen = build(kind, values)
+    say = tell or ignore
+    device, device_reason = choose_device(chosen.device)
+    precision, precision_reason = choose_precision(chosen.precision, device)
+    say(f"device {device_reason}; precision {precision_reason}")
+    RunFolder(Path(chosen.out)).check(chosen.model_dump(mode="json"))
+    accelerator = start_processes(device, chosen)
+    loaded = teacher if isinstance(teacher, Denoiser) else load_teacher(chosen.teacher, device=str(device))
+    loaded = loaded.replace(precision=precision).to(device)
+    engine = Engine(
+        make(loaded, chosen),
+        chosen,
+        chosen.model_dump(mode="json"),
+        accelerator,
+        precision=precision,
+        result="student",
+        identity={"teacher": loaded.card.get("sha256")},
+        progress=progress,
+        tell=say,
+    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        engine.run()
+    return load_student(Path(chosen.out) / "student", device=str(device), precision=precision)

@@ -1,0 +1,89 @@
+"""What every distillation shares: a student that begins as its teacher, and how it is looked at and saved."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from pydantic import Field
+from torch import Tensor, nn
+
+from onefold.denoiser import Denoiser
+from onefold.grids import Grid
+from onefold.losses import root_mean_square
+from onefold.pictures import labelled_rows
+from onefold.sampling import sample
+from onefold.solvers import AFS
+from onefold.student import Student
+from onefold.training.contract import Networks
+from onefold.training.loop import RunSettings
+from onefold.version import versions
+
+COLUMNS = 10
+FINE = {"solver": "dpmpp3m_exact", "calls": 64}  # the teacher at its best, as far as validation needs it
+
+
+class DistillSettings(RunSettings):
+    """Settings of every `onefold distill`."""
+
+    teacher: str = Field(description="bundled name or folder of the model to make fast")
+    method: str = Field("sfd", description="how; `onefold methods` tells them apart")
+    watched: int = Field(
+        64, ge=1, description="images from fixed noise on which the distance to the teacher is measured"
+    )
+
+
+class Distillation:
+    """A student beside its teacher. Methods add `prepare`, `updates` and `learning_rate`."""
+
+    def __init__(self, teacher: Denoiser, grid: Grid, afs: AFS | None, settings: DistillSettings) -> None:
+        self.teacher, self.grid, self.afs, self.settings = teacher, grid, afs, settings
+        network: nn.Module = copy.deepcopy(teacher.module).requires_grad_(True)
+        self.student = teacher.replace(network=network)
+        self.networks: dict[str, nn.Module] = {"student": network}
+        self.averaged: tuple[str, ...] = ("student",)
+        self.reference: Tensor | None = None
+        self.drawn: Tensor | None = None
+
+    def as_student(self, networks: Networks, cost: Mapping[str, Any] | None = None) -> Student:
+        recipe = {
+            "method": self.settings.method,
+            "settings": self.settings.model_dump(mode="json"),
+            "teacher": {"name": self.teacher.name, "sha256": self.teacher.card.get("sha256")},
+            "cost": dict(cost or {}),
+            "versions": versions(),
+        }
+        denoiser = self.teacher.replace(network=networks["student"])
+        denoiser.name = Path(self.settings.out).name
+        return Student(denoiser, self.grid, self.afs, recipe)
+
+    def teacher_at_its_best(self) -> Tensor:
+        """Drawn once: the images that the student's are measured against, from the same noise."""
+        if self.reference is None:
+            self.reference = sample(self.teacher, self.settings.watched, seed=self.settings.seed, **FINE)  # type: ignore[arg-type]
+        return self.reference
+
+    @torch.no_grad()
+    def validate(self, networks: Networks) -> dict[str, float]:
+        network = networks["student"]
+        training = network.training
+        images = self.as_student({"student": network.eval()}).sample(self.settings.watched, seed=self.settings.seed)
+        network.train(training)
+        self.drawn = images
+        return {"distance_to_teacher": root_mean_square(images, self.teacher_at_its_best())}
+
+    def picture(self, networks: Networks) -> Image:
+        """Teacher beside student, the same noise in each column."""
+        if self.drawn is None:
+            self.validate(networks)
+        assert self.drawn is not None
+        student = f"student\n{self.grid.calls - (self.afs is not None)} calls"
+        rows = [(f"teacher\n{FINE['calls']} calls", self.teacher_at_its_best()), (student, self.drawn)]
+        return labelled_rows([(label, images[:COLUMNS]) for label, images in rows])
+
+    def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:
+        self.as_student(networks, cost).save(folder)

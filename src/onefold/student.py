@@ -1,0 +1,114 @@
+"""Student: a network, its own grid, and where it comes from. A folder that samples, goes on and is shipped.
+
+unet/ + scheduler/        the network in its teacher's own form
+onefold.json              what the teacher's folder says of classes and hashes
+student.json              method, grid, solver, analytic first step, guidance, teacher, cost, versions
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from onefold.denoiser import Denoiser
+from onefold.errors import UserError
+from onefold.grids import Grid
+from onefold.progress import Progress
+from onefold.sampling import sample
+from onefold.solvers import AFS
+
+RECIPE = "student.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Student:
+    """`denoiser` on `grid`, one Euler step a call; `recipe` says how it was made."""
+
+    denoiser: Denoiser
+    grid: Grid
+    afs: AFS | None
+    recipe: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.denoiser.name
+
+    @property
+    def calls(self) -> int:
+        """Network calls an image costs, without guidance."""
+        return self.grid.calls - (self.afs is not None)
+
+    @property
+    def way(self) -> dict[str, Any]:
+        """How to sample it, as arguments of `onefold.sample`."""
+        return {"solver": "euler", "grid": self.grid, "afs": self.afs}
+
+    def sample(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        guidance: float | None = None,
+        calls: int | None = None,
+        batch_size: int = 64,
+        first: int = 0,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Images in about [-1, 1], N C H W; image i depends on (seed, i) only. A student has one number of calls."""
+        if calls is not None and calls != self.calls:
+            raise UserError(
+                f"student {self.name!r} makes {self.calls} calls, not {calls}; distil another one for {calls}"
+            )
+        return sample(
+            self.denoiser,
+            count,
+            **self.way,
+            seed=seed,
+            labels=labels,
+            guidance=guidance,
+            batch_size=batch_size,
+            first=first,
+            progress=progress,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return {"format": FORMAT, **self.recipe, "calls": self.calls, "grid": self.grid.to_dict(), "afs": self.afs}
+
+    def save(self, folder: str | Path) -> None:
+        """Whole or not at all, over what was there."""
+        from onefold.teachers.native import save_like
+
+        save_like(self.denoiser, Path(folder), {RECIPE: json.dumps(self.facts(), indent=1) + "\n"})
+
+
+def is_student(source: str | Path) -> bool:
+    path = Path(source).expanduser()
+    return (path / RECIPE).is_file() or (path / "student" / RECIPE).is_file()
+
+
+def load_student(folder: str | Path, *, device: str = "auto", precision: str = "auto") -> Student:
+    """A student folder, or the run folder that holds one."""
+    from onefold.teachers import load_teacher
+    from onefold.teachers.native import read_json
+
+    path = Path(folder).expanduser()
+    path = path / "student" if (path / "student").is_dir() else path
+    if not (path / RECIPE).is_file():
+        raise UserError(
+            f"{folder} is no student: {RECIPE} is missing; give the run folder of `onefold distill` or its student/"
+        )
+    facts = read_json(path / RECIPE)
+    if facts.get("format") != FORMAT:
+        raise UserError(
+            f"{path / RECIPE} has format {facts.get('format')}, this version reads {FORMAT}; use the version that wrote it"
+        )
+    recipe = {key: value for key, value in facts.items() if key not in ("format", "calls", "grid", "afs")}
+    denoiser = load_teacher(path, device=device, precision=precision)
+    return Student(denoiser, Grid.from_dict(facts["grid"]), facts["afs"], recipe)

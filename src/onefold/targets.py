@@ -1,0 +1,41 @@
+"""What a student should hit: teacher roll-outs between the levels of a grid, and their one-step equivalents."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from onefold.denoiser import Conditions, Denoiser
+from onefold.grids import Grid
+from onefold.solvers import get_solver
+
+
+def fine_grid(teacher: Denoiser, grid: Grid, parts: int) -> Grid:
+    """Every interval of the student's grid in `parts` steps, on levels that the teacher takes."""
+    fine = grid.subdivide(parts, teacher.process)
+    return fine if teacher.continuous_time else fine.snap(teacher.process)
+
+
+@torch.no_grad()
+def rollout(teacher: Denoiser, start: Tensor, fine: Grid, parts: int, *, solver: str, cond: Conditions) -> list[Tensor]:
+    """The teacher's states at the student's levels: the start, then after every `parts` of its own steps."""
+    _, states = get_solver(solver)(teacher, start, fine.sigmas, cond=cond, trajectory=True)
+    return states[::parts]
+
+
+def step(x: Tensor, denoised: Tensor, sigma: float, to: float) -> Tensor:
+    """One student step, r x + (1 - r) D; from inf, where x is unit noise, its limit D + to x."""
+    if math.isinf(sigma):
+        return denoised + to * x
+    r = to / sigma
+    return r * x + (1 - r) * denoised
+
+
+def denoised_target(x: Tensor, target: Tensor, sigma: float, to: float) -> Tensor:
+    """The D with which one step from x lands on the target: the inverse of `step`."""
+    if math.isinf(sigma):
+        return target - to * x
+    r = to / sigma
+    return (target - r * x) / (1 - r)

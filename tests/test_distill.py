@@ -1,0 +1,125 @@
+"""Distilling end to end: teacher, method, engine, student folder, and the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import onefold
+from onefold.cli import main
+from onefold.distilling import distill
+from onefold.errors import UserError
+from onefold.methods.sfd import SFD
+from onefold.sampling import sample
+from onefold.student import Student, load_student
+from onefold.teachers import load_teacher
+from onefold.training.contract import Draw
+
+SMALL: dict[str, Any] = {"budget": "192", "batch_size": 32, "device": "cpu", "watched": 8, "sample_every": "96"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Student]:
+    out = tmp_path_factory.mktemp("distilled") / "digits3"
+    return out, distill("digits8", "sfd", out=out, calls=3, grid="quadratic", lr=2e-4, **SMALL)
+
+
+def test_the_run_folder_has_what_people_look_for(run: tuple[Path, Student]) -> None:
+    out, student = run
+    assert student.calls == 3 and student.recipe["cost"]["images"] == 192
+    assert student.recipe["teacher"]["sha256"] == load_teacher("digits8").card["sha256"]
+    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    distances = [row["validation"]["distance_to_teacher"] for row in log if "validation" in row]
+    assert len(distances) == 3 and distances[-1] < distances[0]
+    assert len(list((out / "samples").glob("*.png"))) == 3
+    assert (out / "best" / "student.json").is_file() and (out / "student" / "student.json").is_file()
+    assert yaml.safe_load((out / "config.yaml").read_text())["calls"] == 3
+
+
+def test_a_student_is_a_folder(run: tuple[Path, Student], tmp_path: Path) -> None:
+    """P1: save, load, sample, bit for bit."""
+    _, student = run
+    images = student.sample(5, seed=7)
+    student.save(tmp_path / "copy")
+    again = onefold.load_student(tmp_path / "copy", device="cpu")
+    assert torch.equal(again.sample(5, seed=7), images)
+    assert again.grid == student.grid and again.afs == student.afs and again.recipe == student.recipe
+    assert torch.allclose(student.sample(2, seed=7, first=3, batch_size=1), images[3:], atol=1e-5)
+
+
+def test_a_student_counts_its_calls_and_refuses_others(run: tuple[Path, Student]) -> None:
+    _, student = run
+    student.denoiser.calls = 0
+    student.sample(4, batch_size=4)
+    assert student.denoiser.calls == 3
+    with pytest.raises(UserError, match="makes 3 calls, not 4"):
+        student.sample(4, calls=4)
+
+
+def test_a_student_can_be_a_teacher(run: tuple[Path, Student]) -> None:
+    """Its folder is one of diffusers, so every solver takes it."""
+    out, _ = run
+    assert sample(load_teacher(out / "student", device="cpu"), 2, calls=4).shape == (2, 1, 8, 8)
+
+
+def test_stopping_and_going_on_is_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**SMALL, "calls": 2, "checkpoint_every": "64"}
+    straight = distill("digits8", "sfd", out=tmp_path / "straight", **settings)
+    prepare = SFD.prepare
+
+    def stop(self: SFD, draw: Draw) -> dict[str, torch.Tensor]:
+        if draw.step == 5:
+            raise KeyboardInterrupt
+        return prepare(self, draw)
+
+    monkeypatch.setattr(SFD, "prepare", stop)
+    with pytest.raises(KeyboardInterrupt):
+        distill("digits8", "sfd", out=tmp_path / "halved", **settings)
+    monkeypatch.undo()
+    names = sorted(p.name for p in (tmp_path / "halved" / "checkpoints").iterdir())
+    assert names == ["step-0000000002", "step-0000000004"]
+    again = distill("digits8", "sfd", out=tmp_path / "halved", **settings)
+    a, b = straight.denoiser.module.state_dict(), again.denoiser.module.state_dict()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "sdf"}, "did you mean 'sfd'"),
+        ({"call": 3}, "did you mean 'calls'"),
+        ({"calls": 0}, "calls"),
+        ({"grid": [80.0, 1.0, 0.1], "calls": 4}, "calls is 5 but the grid has 2"),
+        ({"teacher": "digit8"}, "did you mean 'digits8'"),
+        ({"solver": "dpm3"}, "unknown solver"),
+        ({"loss": "l3"}, "loss"),
+    ],
+    ids=str,
+)
+def test_mistakes_get_one_sentence(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    values = {"teacher": "digits8", "method": "sfd", "out": tmp_path / "run", **SMALL, **settings}
+    with pytest.raises(UserError, match=message) as error:
+        distill(**values)
+    assert "\n" not in str(error.value)
+
+
+def test_the_commands(run: tuple[Path, Student], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, student = run
+    words = ["distill", "digits8", "--calls", "1", "--budget", "32", "--batch-size", "16", "--device", "cpu"]
+    assert main([*words, "--set", "watched=4", "--out", str(tmp_path / "one"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["calls"] == 1
+    assert load_student(tmp_path / "one", device="cpu").calls == 1
+    assert main(["sample", str(out), "--count", "5", "--seed", "7", "--out", str(tmp_path / "x.npz"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counted_calls"] == 3
+    assert main(["sample", str(out), "--count", "5", "--solver", "heun", "--out", str(tmp_path / "y.npz")]) == 2
+    assert "leave out --solver" in capsys.readouterr().err
+    assert main(["methods"]) == 0 and "Simple and Fast" in capsys.readouterr().out
+    assert main(["methods", "sfd", "--json"]) == 0
+    assert "parts" in {row["name"] for row in json.loads(capsys.readouterr().out)["settings"]}
+    assert set(onefold.methods()) == {"sfd"}
+    assert student.name == "digits3"
