@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -95,6 +96,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.device == "cpu" and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, set(range(arguments.threads)))  # or the engine would prepare batches on a further core
     with tempfile.TemporaryDirectory() as out:
         asked = {name: getattr(arguments, name) for name in ("device", "precision", "batch_size")}
         settings = build(TeachSettings, {**SETTINGS, **asked, "out": f"{out}/run", "budget": "100h"})

@@ -159,9 +159,8 @@ def test_ctrl_c_ends_with_one_sentence_and_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
-    line = f"{shlex.quote(sys.executable)} -m onefold sample --help | head -n 1"
+    line = f"{shlex.quote(sys.executable)} -m onefold teach --settings --json | true"
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("Usage:")
     assert not done.stderr
 
 

@@ -730,7 +730,7 @@ def test_teacher_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(teacher_data(mixture(), 9, calls=5, cache=cache)) == 9
     assert draws.ranges == [range(6), range(6, 9)]
     held = teacher_data(mixture(), 9, calls=5, cache=cache)
-    assert load_data(cache).description["fingerprint"] == held.description["fingerprint"]
+    assert torch.equal(load_data(cache).fetch(range(9))[0], held.fetch(range(9))[0])
 
 
 def test_interrupted_draw_goes_on_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -788,7 +788,7 @@ def test_teacher_fingerprint_sees_weights_and_process_but_not_calls() -> None:
 
 def test_teacher_as_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draws = Draws(monkeypatch)
-    monkeypatch.setattr("onefold.teachers.load_teacher", lambda name: mixture(), raising=False)
+    monkeypatch.setattr("onefold.teachers.load_teacher", lambda name, **_: mixture(), raising=False)
     data = load_data(f"teacher:mine?count=7&calls=3&seed=2&cache={tmp_path / 'c.npz'}")
     assert draws.ranges == [range(7)]
     assert (len(data), data.classes, data.description["calls"], data.description["seed"]) == (7, 2, 3, 2)
@@ -948,3 +948,18 @@ def test_importing_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_an_image_beside_the_class_folders_is_no_accident(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/2.png", "cover.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    with pytest.raises(UserError, match=r"cover.png lies beside the sub-folders 'a', 'b'"):
+        load_data(tmp_path)
+    assert load_data(tmp_path, labels=False).classes is None
+
+
+def test_a_label_that_is_no_class_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=np.zeros((3, 4, 4), np.uint8), labels=np.array([0, 2**40, 1]))
+    with pytest.raises(UserError, match="image 1 .* has label 1099511627776, which is no class"):
+        load_data(tmp_path / "x.npz")

@@ -69,7 +69,7 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", half)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match=r"No space.*make room"):
         save_png(picture_grid(torch.ones(1, 1, 8, 8)), path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]

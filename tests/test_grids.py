@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -279,6 +280,8 @@ def test_subdivision_is_the_schedule_with_more_steps(schedule: Callable[..., Gri
     for process in (EDM(), ContinuousVP(), LINEAR):
         fine = schedule(process, 3, end="sigma_min").subdivide(4, process)
         assert close(fine.sigmas, schedule(process, 12, end="sigma_min").sigmas, rel=1e-10)
+    for process in (ContinuousVP(), LINEAR):
+        assert close(quadratic(process, 3).subdivide(4, process).sigmas, quadratic(process, 12).sigmas, rel=1e-9)
     for process in (ContinuousVP(), Flow(), LINEAR, ZERO_SNR):
         assert close(uniform(process, 3).subdivide(4, process).sigmas, uniform(process, 12).sigmas, rel=1e-10)
 
@@ -395,3 +398,16 @@ def test_make_grid_takes_names_lists_and_grids() -> None:
     ended = make_grid(torch.tensor([80.0, 2.0]), EDM(), end="sigma_min")
     assert (ended.calls, ended.end) == (1, "sigma_min")
     assert ended.times is not None
+
+
+@pytest.mark.parametrize("schedule", ["karras", "logsnr", "uniform", "quadratic"])
+@pytest.mark.parametrize("calls", [1, 2, 10, 32, 64, 100, 400])
+def test_no_call_is_made_below_the_lowest_level(schedule: str, calls: int) -> None:
+    for process in (LINEAR, ContinuousVP(), ZERO_SNR):
+        evaluated = make_grid(schedule, process, calls).sigmas[:-1]
+        assert len(evaluated) == calls and float(evaluated[-1]) >= process.sigma_min * (1 - 1e-12)
+
+
+def test_many_quadratic_calls_can_be_snapped() -> None:
+    assert quadratic(LINEAR, 20).snap(LINEAR).calls == 20
+    assert subsequence(LINEAR, np.int64(4)) == subsequence(LINEAR, 4)  # type: ignore[arg-type]

@@ -101,16 +101,3 @@ def test_killed_while_it_writes(tmp_path: Path, uninterrupted: dict[str, Any], m
     assert list(out.rglob(".*.part")), "it was killed in the middle of a file"
     finish(out)
     assert end_state(out) == uninterrupted
-
-
-def test_ctrl_c_keeps_the_work(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
-    out = tmp_path / "run"
-    process = subprocess.Popen(command(out), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    while process.poll() is None and steps_logged(out) < 3:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "the same command goes on from there" in said and "Traceback" not in said
-    assert "going on after" in finish(out)
-    assert end_state(out) == uninterrupted

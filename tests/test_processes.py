@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -128,14 +127,46 @@ def test_two_processes_agree_on_the_time(tmp_path: Path) -> None:
 
 def test_two_processes_killed_go_on(tmp_path: Path, one: Path) -> None:
     out = tmp_path / "two"
-    command = [*TORCHRUN, *ARGUMENTS, "--set", "checkpoint_every=32", "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    while process.poll() is None and len(list(out.glob("checkpoints/step-*"))) < 2:
+    command = [*TORCHRUN, *ARGUMENTS, "--set", "checkpoint_every=32", "--budget", "100M", "--out", str(out)]
+    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while launcher.poll() is None and len(list(out.glob("checkpoints/step-*"))) < 2:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    done = run(TORCHRUN, out)
-    assert done.returncode == 0 and "going on after" in done.stderr, done.stderr
-    close(weights(one), weights(out))
-    again = run(TORCHRUN, out)  # finished already: nothing to do, and nobody waits
+    everybody = [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]
+    assert len(everybody) >= 3
+    for process in everybody:
+        process.kill()
+    launcher.wait()
+    psutil.wait_procs(everybody, timeout=30)
+    newest = max(int(p.name[5:]) for p in out.glob("checkpoints/step-*"))
+    budget = str(16 * (newest + 4))
+    done = run(TORCHRUN, out, "--budget", budget)
+    assert done.returncode == 0 and f"going on after {16 * newest:,} images" in done.stderr, done.stderr
+    alone = run([sys.executable, "-m", "onefold"], tmp_path / "one", "--budget", budget)
+    assert alone.returncode == 0, alone.stderr
+    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [row for row in log if "loss" in row]
+    assert [row["step"] for row in losses] == sorted({row["step"] for row in losses})
+    again = run(TORCHRUN, out, "--budget", budget)  # finished already: nothing to do, and nobody waits
     assert again.returncode == 0, again.stderr
+
+
+STOPPING = """
+import os, sys, threading, signal, time
+from onefold.cli import main
+if os.environ["RANK"] == "1":
+    def ask():
+        while not os.path.exists(sys.argv[-1] + "/metrics.jsonl"):
+            time.sleep(0.05)
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=ask, daemon=True).start()
+sys.exit(main())
+"""
+
+
+def test_a_wish_to_stop_of_any_process_stops_all(tmp_path: Path) -> None:
+    script = tmp_path / "stopping.py"
+    script.write_text(STOPPING)
+    done = run([*TORCHRUN[:-2], str(script)], tmp_path / "run", "--budget", "100M")
+    assert done.returncode != 0 and "the same command goes on from there" in done.stderr
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))

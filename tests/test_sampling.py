@@ -10,7 +10,7 @@ import torch
 
 from onefold.denoiser import Gaussian, GaussianMixture
 from onefold.errors import UserError
-from onefold.grids import explicit, karras
+from onefold.grids import karras
 from onefold.process import DiscreteVP, Flow, beta_table, zero_terminal_snr
 from onefold.sampling import labels_for, sample
 from onefold.seeds import ImageNoise, generator, integer, mix, uniform
@@ -141,7 +141,39 @@ def test_a_grid_says_everything(digits: Any) -> None:
     digits.calls = 0
     sample(digits, 2, solver="euler", grid=grid, calls=50)
     assert digits.calls == 3
-    levels = explicit(grid.sigmas.tolist())
+    levels = grid.sigmas.tolist()
     assert torch.allclose(
         sample(digits, 2, solver="euler", grid=levels), sample(digits, 2, solver="euler", grid=grid), atol=1e-6
     )
+
+
+def test_guidance_needs_something_to_leave_out() -> None:
+    teacher = Gaussian(torch.zeros(2), 1.0)
+    teacher.null = {}
+    for guidance, message in ((7.0, "guidance must be 1"), (float("nan"), "finite"), (float("inf"), "finite")):
+        with pytest.raises(UserError, match=message):
+            sample(teacher, 2, guidance=guidance)
+
+
+def test_calls_of_guidance_are_counted_where_people_look(digits: Any) -> None:
+    digits.calls = 0
+    sample(digits, 2, calls=5, labels=[1], guidance=2.0)
+    assert digits.calls == 10
+
+
+def test_a_solver_takes_its_own_settings(digits: Any) -> None:
+    quiet = sample(digits, 2, solver="ddim", calls=4, eta=0.0)
+    assert torch.allclose(quiet, sample(digits, 2, solver="euler", calls=4), atol=1e-6)
+    assert not torch.allclose(quiet, sample(digits, 2, solver="ddim", calls=4, eta=1.0), atol=1e-2)
+    with pytest.raises(UserError, match="no setting 'etta'"):
+        sample(digits, 2, solver="ddim", etta=1.0)
+
+
+def test_an_exact_teacher_takes_levels_of_any_kind_at_once() -> None:
+    teacher = Gaussian(torch.tensor([0.3]), 0.5, process=Flow())
+    x = torch.tensor([[1.0], [2.0], [0.1]])
+    mixed = teacher(x, torch.tensor([math.inf, 1.0, 1e-30]))
+    alone = [teacher(x[k : k + 1], level)[0] for k, level in enumerate((math.inf, 1.0, 1e-30))]
+    assert torch.allclose(mixed, torch.stack(alone)) and float(mixed[0, 0]) == pytest.approx(0.3)
+    points = GaussianMixture(torch.tensor([[-1.0], [1.0]]))  # data of two points: std 0
+    assert points(torch.tensor([[0.9]]), 1e-30).tolist() == [[1.0]]

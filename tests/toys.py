@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from PIL.Image import Image
 from torch import Tensor, nn
 
+from onefold.pictures import picture_grid
 from onefold.training.contract import Batch, Draw, Networks, Update
 from onefold.training.loop import Engine, RunSettings
 
@@ -48,8 +50,8 @@ class Duel:
     def validate(self, networks: Networks) -> dict[str, float]:
         return {"error": float((networks["left"].weight - torch.tensor([[1.0, 0, 0, 0]])).abs().max())}
 
-    def picture(self, networks: Networks) -> Tensor:
-        return networks["left"].weight.reshape(1, 1, 2, 2)
+    def picture(self, networks: Networks) -> Image:
+        return picture_grid(networks["left"].weight.detach().reshape(1, 1, 2, 2))
 
     def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -45,6 +45,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 SOURCES = "a folder of images, an .npz file, 'digits', 'hf:NAME[:split]' or 'teacher:NAME'"
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels; more than that is decoded when fetched
 SPAN = 64  # pictures a thread takes at a time
+MOST_CLASSES = 100_000
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -382,6 +383,12 @@ def image_folder(source: str, root: Path, wish: Wish) -> ImageData:
         )
     tops = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
     names = sorted({top for top in tops if top is not None})
+    stray = next((file for file, top in zip(files, tops, strict=True) if top is None), None)
+    if wish.labels and stray is not None and len(names) > 1:
+        raise UserError(
+            f"image {stray} lies beside the sub-folders {names[0]!r}, {names[1]!r}, which would be the classes; "
+            "move it into one of them, or load without labels"
+        )
     # One sub-folder tells nothing apart, so it is not a class.
     labelled = wish.labels and None not in tops and len(names) > 1
     number = {name: label for label, name in enumerate(names)}
@@ -457,6 +464,8 @@ def read_npz(source: str, path: Path) -> dict[str, NDArray[Any]]:
 
 def eight_bits(images: NDArray[Any], source: str) -> NDArray[np.uint8]:
     """Floats in [-1, 1], or in [0, 1] when none is negative, rounded to 0..255."""
+    if images.ndim == 0:
+        raise UserError(f"the images of {source} are a single number, expected an array N H W, N H W C or N C H W")
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):
@@ -517,6 +526,12 @@ def as_labels(labels: NDArray[Any], count: int, source: str) -> Tensor:
         index = int(np.argmax(numbers < 0))
         raise UserError(
             f"image {index} of {source} has label {numbers[index]}, expected 0 or more; mend it, or load without labels"
+        )
+    if numbers.max() >= MOST_CLASSES:
+        index = int(numbers.argmax())
+        raise UserError(
+            f"image {index} of {source} has label {numbers[index]}, which is no class; number the classes from 0, "
+            "or load without labels"
         )
     return torch.from_numpy(numbers)
 

@@ -11,8 +11,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from onefold.denoiser import Denoiser
+from onefold.grids import usual_schedule
 from onefold.pictures import labelled_rows, save_png
-from onefold.process import EDM, VE, Process
+from onefold.process import Process
 from onefold.progress import Progress, silent
 from onefold.sampling import sample
 
@@ -127,8 +128,9 @@ def run(
 
 
 def grids_for(process: Process) -> tuple[str, str]:
-    """The usual grid, and the one that serves few calls best: even in the root of time, or in log sigma without a time."""
-    return ("karras", "logsnr") if isinstance(process, (EDM, VE)) else ("karras", "quadratic")
+    """The field's usual grid, and the one that this process is sampled on by default."""
+    usual = usual_schedule(process)
+    return "karras", "logsnr" if usual == "karras" else usual
 
 
 def distance(images: Tensor, reference: Tensor) -> float:

@@ -204,15 +204,17 @@ class GaussianMixture(Denoiser):
         return self.closed_form(x, sigma, **cond)
 
     def closed_form(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """sum_k r_k (m_k + s_k^2 / (s_k^2 + sigma^2) (x - m_k)), r_k the posterior weights."""
+        """sum_k r_k (m_k + s_k^2 / (s_k^2 + sigma^2) (x - m_k)), r_k the posterior weights; at inf the prior's mean."""
         means, stds = self.means.to(x), self.stds.to(x)
-        if bool(torch.isinf(sigma).all()):
-            posterior = self.log_weights(len(x), labels).to(x).softmax(1)
-            return torch.einsum("nk,k...->n...", posterior, means)
-        variance = stds**2 + spread(sigma, x).unsqueeze(1) ** 2  # (N or 1, K, *shape)
-        off = x.unsqueeze(1) - means
+        logs = self.log_weights(len(x), labels).to(x)
+        sigma = spread(sigma, x).unsqueeze(1)
+        known = torch.isfinite(sigma)
+        variance = stds**2 + torch.where(known, sigma, 1.0) ** 2  # (N or 1, K, *shape)
+        variance = variance.clamp(min=torch.finfo(x.dtype).tiny)
+        off = torch.where(known, x.unsqueeze(1) - means, 0.0)
         log_density = -0.5 * (off**2 / variance + variance.log()).flatten(2).sum(2)
-        posterior = (self.log_weights(len(x), labels).to(x) + log_density).softmax(1)
+        log_density = torch.where(known.flatten(1).any(1, keepdim=True), log_density, 0.0)
+        posterior = (logs + log_density).softmax(1)
         return torch.einsum("nk,nk...->n...", posterior, means + stds**2 / variance * off)
 
     def log_weights(self, count: int, labels: Tensor | None) -> Tensor:

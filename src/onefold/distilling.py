@@ -10,12 +10,12 @@ import torch
 from onefold.denoiser import Denoiser
 from onefold.devices import choose_device, choose_precision
 from onefold.methods import find
-from onefold.progress import Progress
+from onefold.progress import Progress, Tell
 from onefold.settings import build, read_yaml
 from onefold.student import Student, load_student
 from onefold.teachers import load_teacher
 from onefold.training.folder import RunFolder
-from onefold.training.loop import Engine, Tell, ignore
+from onefold.training.loop import Engine, ignore
 from onefold.training.start import start_processes
 
 

@@ -23,7 +23,7 @@ from onefold.process import ContinuousVP, DiscreteVP, Flow, Process, as_sigma
 
 Start = Literal["prior", "ve"]
 End = Literal["zero", "sigma_min"]
-Space = Literal["power", "log", "time"]
+Space = Literal["power", "log", "time", "root"]
 Anchor = Literal["end", "start"]
 
 
@@ -102,7 +102,7 @@ class Grid:
                 "this grid is spaced in the network's time; sub-divide it with grid.subdivide(parts, process)"
             )
         else:
-            own = clock(process)
+            own = clock(process) if self.space == "time" else root_clock(process)
         return [own, power_axis(7.0), SHARE_AXIS]
 
     def snap(self, process: Process) -> Grid:
@@ -190,12 +190,7 @@ def uniform(
 ) -> Grid:
     """Even in the network's time. With end="zero" the steps go evenly to the time of sigma = 0 where there is one (VP
     and flow, as diffusers' "trailing"), unless sigma_min is given; a last call at sigma_min would be wasted."""
-    axis = clock(process)
-    sigmas = (
-        spaced_to_zero(axis, process, calls, sigma_max)
-        if end == "zero" and sigma_min is None and math.isfinite(axis.at(0.0))
-        else spaced(axis, process, calls, end, sigma_min, sigma_max, finite_top=False)
-    )
+    sigmas = spaced_in_time(clock(process), process, calls, end, sigma_min, sigma_max)
     return Grid(sigmas, times_of(process, sigmas), start=start, end=end, space="time")
 
 
@@ -214,13 +209,8 @@ def quadratic(
         raise UserError(
             f"the quadratic schedule needs a time that is 0 at sigma = 0, unlike {type(process).__name__}'s; use karras"
         )
-    axis = Axis(lambda sigma: time.forward(sigma).sqrt(), lambda root: time.backward(root**2))
-    sigmas = (
-        spaced_to_zero(axis, process, calls, sigma_max)
-        if end == "zero" and sigma_min is None
-        else spaced(axis, process, calls, end, sigma_min, sigma_max, finite_top=False)
-    )
-    return Grid(sigmas, times_of(process, sigmas), start=start, end=end, space="time")
+    sigmas = spaced_in_time(root_clock(process), process, calls, end, sigma_min, sigma_max)
+    return Grid(sigmas, times_of(process, sigmas), start=start, end=end, space="root")
 
 
 def subsequence(
@@ -235,7 +225,7 @@ def subsequence(
     """The table's own levels at the steps phi: T' of them evenly (see `even_steps`), or an explicit rising list."""
     process = with_table(process)
     total = len(process.sigmas)
-    if isinstance(steps, int):
+    if not isinstance(steps, (Sequence, Tensor)):
         phi = even_steps(total, steps, anchor=anchor, strict=strict)
     else:
         phi = checked_steps(total, steps.tolist() if isinstance(steps, Tensor) else list(steps))
@@ -362,6 +352,12 @@ def clock(process: Process) -> Axis:
     )
 
 
+def root_clock(process: Process) -> Axis:
+    """The square root of the network's time."""
+    time = clock(process)
+    return Axis(lambda sigma: time.forward(sigma).sqrt(), lambda root: time.backward(root**2))
+
+
 def ladder(axis: Axis, top: float | Tensor, bottom: float | Tensor, count: int) -> Tensor:
     """`count` >= 2 levels evenly along the axis; both ends exact."""
     first, last = axis.at(top), axis.at(bottom)
@@ -402,10 +398,17 @@ def spaced(
     return torch.cat([head, levels, as_sigma([0.0] if end == "zero" else [])])
 
 
-def spaced_to_zero(axis: Axis, process: Process, calls: int, sigma_max: float | None) -> Tensor:
-    """N even steps along an axis on which sigma = 0 is finite."""
-    top, _ = level_range(process, None, sigma_max)
-    return ladder(axis, top, 0.0, whole_number("calls", calls) + 1)
+def spaced_in_time(
+    axis: Axis, process: Process, calls: int, end: End, sigma_min: float | None, sigma_max: float | None
+) -> Tensor:
+    """N even steps to sigma = 0 where it is finite on the axis, as long as none is taken below the process's sigma_min;
+    otherwise down to sigma_min."""
+    if end == "zero" and sigma_min is None and math.isfinite(axis.at(0.0)):
+        top, bottom = level_range(process, None, sigma_max)
+        sigmas = ladder(axis, top, 0.0, whole_number("calls", calls) + 1)
+        if float(sigmas[-2]) >= bottom:
+            return sigmas
+    return spaced(axis, process, calls, end, sigma_min, sigma_max, finite_top=False)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 Clock = Callable[[], float]
+Tell = Callable[[str], None]  # a sentence for people while the work goes on
 RECENT = 30.0  # seconds over which the rate is taken
 SILENCE = 10.0  # seconds between plain lines
 

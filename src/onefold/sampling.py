@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from onefold import seeds
 from onefold.denoiser import Conditions, Denoiser
 from onefold.errors import UserError
-from onefold.grids import Grid, make_grid
+from onefold.grids import End, Grid, make_grid
 from onefold.progress import Progress, silent
 from onefold.solvers import AFS, get_solver, steps_for
 
@@ -34,34 +34,50 @@ def sample(
     calls: int = 10,
     seed: int = 0,
     grid: str | Grid | Sequence[float] = "auto",
-    end: Literal["zero", "sigma_min"] = "zero",
+    end: End = "zero",
     afs: AFS | None = None,
     labels: Sequence[int] | None = None,
     guidance: float | None = None,
     batch_size: int = 64,
     first: int = 0,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> Tensor:
     """Images `first` .. `first + count - 1` of a seed: floats about [-1, 1], N C H W, on the CPU.
 
-    `calls` are network calls an image may cost; a solver that needs two for a step makes half the steps. `labels` are
-    repeated over the images; without them each image draws its own.
+    `calls` are network calls an image may cost (guidance doubles them); a solver that needs two for a step makes half the
+    steps, and a `grid` of given levels says by itself how many. `labels` are repeated over the images; without them each
+    image draws its own. Further settings are the solver's, such as eta of `ddim`.
     """
     if isinstance(teacher, (str, Path)):
         from onefold.teachers import load_teacher
 
         teacher = load_teacher(teacher)
-    if guidance is not None:
-        teacher = teacher.replace(guidance=guidance)
-    plan = Plan.make(teacher, solver, calls, grid, end, afs)
-    check_request(teacher, count, batch_size, labels)
+    model = teacher if guidance is None else teacher.replace(guidance=guidance)
+    check_request(model, count, calls, batch_size, labels)
+    plan = Plan(solver, plan_grid(model, solver, calls, grid, end, afs), afs, settings)
     report = progress or silent
     report(0, count)
     parts = []
     for indices in batches(first, count, batch_size):
-        parts.append(plan.run(teacher, seed, indices, chosen_labels(teacher, seed, indices, labels)).cpu())
+        parts.append(plan.run(model, seed, indices, chosen_labels(model, seed, indices, labels)).cpu())
         report(indices.stop - first, count)
+    if model is not teacher:
+        teacher.calls += model.calls
     return torch.cat(parts)
+
+
+def plan_grid(
+    teacher: Denoiser, solver: str, calls: int, grid: str | Grid | Sequence[float], end: End, afs: AFS | None
+) -> Grid:
+    """Levels for so many calls, or the given ones, where the network can be asked."""
+    steps = None
+    if isinstance(grid, str):
+        steps = steps_for(solver, calls, end, afs, from_inf=math.isinf(teacher.process.sigma_max))
+    made = make_grid(grid, teacher.process, steps, end=end)
+    if afs == "ve":  # x1 = sigma_1 z: the start goes without the process's own scale
+        made = made.starting("ve")
+    return made if teacher.continuous_time else made.snap(teacher.process)
 
 
 @dataclass(frozen=True)
@@ -71,19 +87,7 @@ class Plan:
     solver: str
     grid: Grid
     afs: AFS | None
-
-    @classmethod
-    def make(
-        cls, teacher: Denoiser, solver: str, calls: int, grid: str | Grid | Sequence[float], end: str, afs: AFS | None
-    ) -> Plan:
-        if calls < 1:
-            raise UserError(f"calls is {calls}, expected 1 or more network calls an image")
-        if isinstance(grid, Grid):
-            return cls(solver, grid, afs)
-        from_inf = math.isinf(teacher.process.sigma_max)
-        steps = steps_for(solver, calls, end, afs, from_inf=from_inf)  # type: ignore[arg-type]
-        made = make_grid(grid, teacher.process, steps, end=end)  # type: ignore[arg-type]
-        return cls(solver, made if teacher.continuous_time else made.snap(teacher.process), afs)
+    settings: Mapping[str, Any]  # the solver's own
 
     @torch.inference_mode()
     def run(self, teacher: Denoiser, seed: int, indices: range, labels: Tensor | None) -> Tensor:
@@ -91,16 +95,21 @@ class Plan:
         draws = seeds.ImageNoise(seed, indices, teacher.shape)
         noise: Callable[[], Tensor] = lambda: draws().to(device)  # noqa: E731
         cond: Conditions = {} if labels is None else {"labels": labels.to(device)}
-        grid = self.grid
-        z = noise()
-        if self.afs == "ve":  # x1 = sigma_1 z: the start goes without the process's own scale
-            grid = grid.starting("ve")
-        start = grid.start_state(teacher.process, z)
-        result: Tensor = get_solver(self.solver)(teacher, start, grid.sigmas, cond=cond, noise=noise, afs=self.afs)
+        start = self.grid.start_state(teacher.process, noise())
+        solve, sigmas = get_solver(self.solver), self.grid.sigmas
+        result: Tensor = solve(teacher, start, sigmas, cond=cond, noise=noise, afs=self.afs, **self.settings)
         return result
 
 
-def check_request(teacher: Denoiser, count: int, batch_size: int, labels: Sequence[int] | None) -> None:
+def check_request(teacher: Denoiser, count: int, calls: int, batch_size: int, labels: Sequence[int] | None) -> None:
+    if calls < 1:
+        raise UserError(f"calls is {calls}, expected 1 or more network calls an image")
+    if not math.isfinite(teacher.guidance):
+        raise UserError(f"guidance is {teacher.guidance}, expected a finite number; 1 leaves it out")
+    if teacher.guidance != 1.0 and not teacher.null:
+        raise UserError(
+            f"teacher {teacher.name!r} knows nothing without its condition; guidance must be 1, not {teacher.guidance}"
+        )
     if count < 1 or batch_size < 1:
         raise UserError(f"count and batch_size must be 1 or more, not {count} and {batch_size}")
     if labels is None:

@@ -22,6 +22,8 @@ S = TypeVar("S", bound=Settings)
 def build(kind: type[S], values: Mapping[str, Any]) -> S:
     """Settings from plain values; the first mistake becomes one sentence."""
     for key in values:
+        if not isinstance(key, str):
+            raise UserError(f"setting {key!r} is a {type(key).__name__}, expected a name; quote it or remove it")
         if key not in kind.model_fields:
             raise UserError(f"unknown setting {key!r}{suggest(key, kind.model_fields)}")
     try:

@@ -18,7 +18,7 @@ from torch import Tensor
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.grids import Grid
-from onefold.progress import Progress
+from onefold.progress import Progress, Tell
 from onefold.sampling import sample
 from onefold.solvers import AFS
 
@@ -93,7 +93,9 @@ def is_student(source: str | Path) -> bool:
     return (path / RECIPE).is_file() or (path / "student" / RECIPE).is_file()
 
 
-def load_student(folder: str | Path, *, device: str = "auto", precision: str = "auto") -> Student:
+def load_student(
+    folder: str | Path, *, device: str = "auto", precision: str = "auto", tell: Tell | None = None
+) -> Student:
     """A student folder, or the run folder that holds one."""
     from onefold.teachers import load_teacher
     from onefold.teachers.native import read_json
@@ -110,5 +112,5 @@ def load_student(folder: str | Path, *, device: str = "auto", precision: str = "
             f"{path / RECIPE} has format {facts.get('format')}, this version reads {FORMAT}; use the version that wrote it"
         )
     recipe = {key: value for key, value in facts.items() if key not in ("format", "calls", "grid", "afs")}
-    denoiser = load_teacher(path, device=device, precision=precision)
+    denoiser = load_teacher(path, device=device, precision=precision, tell=tell)
     return Student(denoiser, Grid.from_dict(facts["grid"]), facts["afs"], recipe)

@@ -22,13 +22,13 @@ from onefold.errors import UserError
 from onefold.networks.unet import build_unet, call_unet
 from onefold.pictures import picture_grid
 from onefold.process import Prediction, from_x0
-from onefold.progress import Progress
+from onefold.progress import Progress, Tell
 from onefold.sampling import sample
 from onefold.settings import build, read_yaml
 from onefold.teachers.native import Noising, save_teacher
 from onefold.training.contract import Batch, Draw, Networks, Update
 from onefold.training.folder import RunFolder
-from onefold.training.loop import Engine, RunSettings, Tell, ignore, rows_of
+from onefold.training.loop import Engine, RunSettings, ignore, rows_of
 from onefold.training.start import start_processes
 from onefold.version import versions
 
@@ -240,9 +240,7 @@ def teach(
     rows_of(chosen.batch_size, int(os.environ.get("WORLD_SIZE", "1")), 0, chosen.micro_batches)
     RunFolder(Path(chosen.out)).check(chosen.model_dump(mode="json"))
     accelerator = start_processes(device, chosen)
-    with (
-        accelerator.main_process_first()
-    ):  # samples of a teacher are drawn once, and read from their cache by the others
+    with accelerator.main_process_first():  # samples of a teacher with a cache are drawn once, and read by the others
         images = load_data(
             chosen.data,
             size=chosen.size,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onefold.cli.common import program, say, say_json, table
+from onefold.cli.common import program, say, say_json, table, tell
 from onefold.files import must_be_writable
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("demo"),
     count: Annotated[int, typer.Option(min=1, help="How many images to compare.")] = 16,
     seed: Annotated[int, typer.Option(help="Names the noise that all solvers start from.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps; auto says why.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16 or auto; fp32 makes the numbers comparable.")
+    ] = "fp32",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer solvers and a coarser reference.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
@@ -33,7 +37,7 @@ def demo_command(
     from onefold.progress import terminal_progress
     from onefold.teachers import load_teacher
 
-    model = load_teacher(teacher)
+    model = load_teacher(teacher, device=device, precision=precision, tell=tell)
     with terminal_progress("comparing solvers", unit="calls") as progress:
         demo = run(model, count=count, seed=seed, out=out, quick=quick, progress=progress)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,18 +68,21 @@ def distill_command(
 
 def run(values: dict[str, Any], *, as_json: bool) -> None:
     from onefold.distilling import distill
+    from onefold.methods import find
     from onefold.progress import terminal_progress
+    from onefold.settings import build
 
+    settings = build(find(values.get("method", "sfd"))[1], values)
     with terminal_progress("distilling") as progress:
-        student = distill(progress=progress, tell=tell, **values)
-    folder = Path(values["out"]) / "student"
+        student = distill(progress=progress, tell=tell, **settings.model_dump())
+    folder = Path(settings.out) / "student"
     if as_json:
         say_json({"student": str(folder), "calls": student.calls, "cost": student.recipe["cost"]})
         return
     cost = student.recipe["cost"]
     say(
         f"A student of {student.calls} calls is in {folder} ({cost['images']:,} images, {cost['seconds']:.0f} s). "
-        f"Pictures of it: {program()} sample {folder} --count 64 --out {student.name}.png"
+        f"Pictures of it: {program()} sample {shlex.quote(str(folder))} --count 64 --out pictures.png"
     )
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onefold.cli.common import given, must_be_new, program, read_numbers, say, say_json
+from onefold.cli.common import given, must_be_new, read_numbers, say, say_json, tell
 from onefold.errors import UserError
-from onefold.files import must_be_writable
+from onefold.files import atomic_folder, must_be_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,9 @@ def sample_command(
         ),
     ] = None,
     afs: Annotated[str | None, typer.Option(help="Spare the first call: ve or vp.", show_default=False)] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="Fresh noise in each step of ddim: 0 none, 1 as DDPM.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Image i depends on the seed and i only.")] = 0,
     first: Annotated[int, typer.Option(min=0, help="The number i of the first image.")] = 0,
     labels: Annotated[
@@ -76,12 +79,14 @@ def sample_command(
     must_be_new(targets, overwrite=overwrite)
     must_be_writable(targets[0].parent)
     wanted = read_numbers(labels, "--labels")
-    asked = given({"solver": solver, "calls": calls, "grid": grid, "end": end, "afs": afs})
+    from onefold.sampling import chosen_labels
+
+    asked = given({"solver": solver, "calls": calls, "grid": grid, "end": end, "afs": afs, "eta": eta})
     model, way, told = load(teacher, device, precision, asked)
     model = model if guidance is None else model.replace(guidance=guidance)
     numbers = {"seed": seed, "first": first}
     images, facts = draw(model, count, labels=wanted, batch_size=batch_size, **way, **numbers)
-    write(images, labels_of(model, seed, range(first, first + count), wanted), out, targets)
+    write(images, chosen_labels(model, seed, range(first, first + count), wanted), out, targets)
     done = {"teacher": teacher, "count": count, **told, **numbers, "guidance": guidance, **facts, "out": str(out)}
     report(done, as_json=as_json)
 
@@ -104,8 +109,8 @@ def load(source: str, device: str, precision: str, asked: dict[str, Any]) -> tup
 
     if not is_student(source):
         way = {**DEFAULTS, **asked}
-        return load_teacher(source, device=device, precision=precision), way, way
-    student = load_student(source, device=device, precision=precision)
+        return load_teacher(source, device=device, precision=precision, tell=tell), way, way
+    student = load_student(source, device=device, precision=precision, tell=tell)
     if asked.keys() - {"calls"} or asked.get("calls", student.calls) != student.calls:
         raise UserError(
             f"student {source} has its own solver and grid of {student.calls} calls; leave out "
@@ -138,14 +143,6 @@ def draw(model: Any, count: int, *, batch_size: int, **how: Any) -> tuple[Tensor
     }
 
 
-def labels_of(model: Any, seed: int, indices: range, wanted: list[int] | None) -> Tensor | None:
-    """The classes that were sampled, given or drawn."""
-    from onefold.sampling import chosen_labels
-
-    labels: Tensor | None = chosen_labels(model, seed, indices, wanted)
-    return labels
-
-
 def write(images: Tensor, labels: Tensor | None, out: Path, targets: list[Path]) -> None:
     from onefold.pictures import picture_grid, save_png, to_pil
 
@@ -153,9 +150,13 @@ def write(images: Tensor, labels: Tensor | None, out: Path, targets: list[Path])
         save_arrays(images, labels, out)
     elif out.suffix.lower() == ".png":
         save_png(picture_grid(images), out)
-    else:
+    elif out.exists():
         for image, path in zip(images, targets, strict=True):
             save_png(to_pil(image), path)
+    else:
+        with atomic_folder(out) as draft:
+            for image, path in zip(images, targets, strict=True):
+                save_png(to_pil(image), draft / path.name)
 
 
 def save_arrays(images: Tensor, labels: Tensor | None, out: Path) -> None:
@@ -180,7 +181,3 @@ def report(facts: dict[str, Any], *, as_json: bool) -> None:
         f"{facts['count']} images with {facts['counted_calls']:g} calls each ({facts['solver']} on {facts['grid']}), "
         f"{facts['seconds']:.1f} s, {facts['images_per_second']:.1f} images/s, are in {facts['out']}"
     )
-    if not facts["out"].endswith(".npz") and facts["calls"] > 4 and facts["grid"] != "its own grid":
-        say(
-            f"The same images cheaper: {program()} sample {facts['teacher']} --calls 4 --seed {facts['seed']} --out cheaper.png"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,15 +73,19 @@ def teach_command(
 
 def train(values: dict[str, Any], *, as_json: bool) -> None:
     from onefold.progress import terminal_progress
-    from onefold.teaching import teach
+    from onefold.settings import build
+    from onefold.teaching import TeachSettings, teach
 
+    settings = build(TeachSettings, values)
     with terminal_progress("teaching") as progress:
-        teacher = teach(progress=progress, tell=tell, **values)
-    folder = Path(values["out"]) / "teacher"
+        teacher = teach(progress=progress, tell=tell, **settings.model_dump())
+    folder = Path(settings.out) / "teacher"
     if as_json:
         say_json({"teacher": str(folder), "name": teacher.name, "shape": teacher.shape, "classes": teacher.classes})
         return
-    say(f"The teacher is in {folder}. Pictures of it: {program()} sample {folder} --count 64 --out {teacher.name}.png")
+    say(
+        f"The teacher is in {folder}. Pictures of it: {program()} sample {shlex.quote(str(folder))} --count 64 --out pictures.png"
+    )
 
 
 def show_settings(*, as_json: bool) -> None:

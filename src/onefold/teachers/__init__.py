@@ -8,6 +8,7 @@ from typing import Any
 
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError, suggest
+from onefold.progress import Tell
 
 ASSETS = Path(str(files("onefold"))) / "assets"
 
@@ -20,7 +21,9 @@ def bundled() -> dict[str, dict[str, Any]]:
     return {folder.name: read_json(folder / CARD) for folder in folders}
 
 
-def load_teacher(source: str | Path, *, device: str = "auto", precision: str = "auto") -> Denoiser:
+def load_teacher(
+    source: str | Path, *, device: str = "auto", precision: str = "auto", tell: Tell | None = None
+) -> Denoiser:
     """A bundled name or a folder (made by `onefold teach`, or a diffusers folder with a UNet2DModel)."""
     from onefold.devices import choose_device, choose_precision
     from onefold.teachers.native import load_folder
@@ -32,6 +35,8 @@ def load_teacher(source: str | Path, *, device: str = "auto", precision: str = "
         raise UserError(
             f"unknown teacher {str(source)!r}: neither bundled nor a folder{suggest(str(source), bundled())}"
         )
-    place, _ = choose_device(device)
-    chosen, _ = choose_precision(precision, place)  # type: ignore[arg-type]
+    place, why_there = choose_device(device)
+    chosen, why_so = choose_precision(precision, place)  # type: ignore[arg-type]
+    if tell is not None:
+        tell(f"device {why_there}; precision {why_so}")
     return load_folder(folder).replace(precision=chosen).to(place)

@@ -124,6 +124,11 @@ def load_folder(folder: Path) -> Denoiser:
         raise UserError(
             f"{folder / 'unet'} does not load as a UNet2DModel ({first_line(error)}); restore it"
         ) from error
+    if unet.config.in_channels != unet.config.out_channels:
+        raise UserError(
+            f"{folder / 'unet'} takes {unet.config.in_channels} channels and gives {unet.config.out_channels}; "
+            "networks that also predict a variance are not supported, give one that predicts the image alone"
+        )
     height, width = (size, size) if isinstance(size, int) else size
     null = card.get("null_label")
     embeds = unet.config.num_class_embeds
@@ -148,9 +153,9 @@ def unet_facts(path: Path) -> tuple[object, Any]:
 def read_scheduler(config: Mapping[str, Any]) -> tuple[Process, Prediction]:
     """Process and prediction type, from what the scheduler's config says about itself."""
     kind = config.get("_class_name")
-    if kind == "EDMEulerScheduler":
+    if kind == "EDMEulerScheduler" and {"sigma_min", "sigma_max", "sigma_data"} <= config.keys():
         return EDM(config["sigma_min"], config["sigma_max"], config["sigma_data"]), "edm"
-    if kind == "FlowMatchEulerDiscreteScheduler":
+    if kind == "FlowMatchEulerDiscreteScheduler" and "num_train_timesteps" in config:
         return Flow(float(config["num_train_timesteps"])), "flow"
     if not {"beta_schedule", "beta_start", "beta_end", "num_train_timesteps"} <= config.keys():
         raise UserError(

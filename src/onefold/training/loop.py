@@ -19,8 +19,8 @@ from torch import Tensor
 
 from onefold import seeds
 from onefold.errors import UserError
-from onefold.files import atomic_file
-from onefold.progress import Progress, silent
+from onefold.pictures import save_png
+from onefold.progress import Progress, Tell, silent
 from onefold.settings import Settings
 from onefold.training.budget import Amount, AmountOrAuto, Budget
 from onefold.training.checkpoint import optimizer_tensors, restore_optimizer
@@ -29,8 +29,6 @@ from onefold.training.ema import Averages
 from onefold.training.folder import RunFolder
 from onefold.training.logs import Window
 from onefold.training.pace import Pace, Stopped
-
-Tell = Callable[[str], None]
 
 
 class RunSettings(Settings):
@@ -343,8 +341,7 @@ class Engine:
 
     def draw_picture(self) -> None:
         picture = self.method.picture(self.averaged_networks)
-        with atomic_file(self.folder.path / "samples" / f"{self.images:010d}.png") as draft:
-            picture.save(draft, format="PNG")
+        save_png(picture, self.folder.path / "samples" / f"{self.images:010d}.png")
 
     # -- what is kept ----------------------------------------------------------------------------------------------
 

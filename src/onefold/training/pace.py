@@ -68,10 +68,10 @@ class Pace:
         now = self.clock()
         ahead = max(1, int(AGREE_EVERY * self.steps / max(now - self.seconds_before, 1e-6)))
         # float32 holds 2^24 whole milliseconds only: send whole seconds and the rest apart
-        said = torch.tensor(
-            [now // 1, now % 1, float(self.stop), float(min(ahead, self.steps * 2))], device=self.device
-        )
-        dist.broadcast(said, src=0)
+        said = torch.tensor([now // 1, now % 1, 0.0, float(min(ahead, self.steps * 2))], device=self.device)
+        said *= dist.get_rank() == 0
+        said[2] = float(self.stop)
+        dist.all_reduce(said)  # the first one's clock, and anybody's wish to stop
         whole, rest, stop, ahead = said.tolist()
         self.seconds, self.next_agreement = whole + rest, self.steps + int(ahead)
         return bool(stop)
