@@ -17,7 +17,8 @@ from onefold.settings import build
 from onefold.training.budget import Budget
 from onefold.training.contract import Batch, Draw, Update
 from onefold.training.ema import Averages
-from onefold.training.loop import RunSettings, rows_of
+from onefold.training.settings import RunSettings
+from onefold.training.sharing import rows_of
 from toys import Duel, engine, rows
 
 

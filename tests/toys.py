@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from onefold.pictures import picture_grid
 from onefold.training.contract import Batch, Draw, Networks, Update
-from onefold.training.loop import Engine, RunSettings
+from onefold.training.loop import Engine
+from onefold.training.settings import RunSettings
 
 
 class Duel:

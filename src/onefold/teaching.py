@@ -28,7 +28,9 @@ from onefold.settings import build, read_yaml
 from onefold.teachers.native import Noising, save_teacher
 from onefold.training.contract import Batch, Draw, Networks, Update
 from onefold.training.folder import RunFolder
-from onefold.training.loop import Engine, RunSettings, ignore, rows_of
+from onefold.training.loop import Engine, ignore
+from onefold.training.settings import RunSettings
+from onefold.training.sharing import rows_of
 from onefold.training.start import start_processes
 from onefold.version import versions
 

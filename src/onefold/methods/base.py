@@ -20,7 +20,7 @@ from onefold.sampling import sample
 from onefold.solvers import AFS
 from onefold.student import Student
 from onefold.training.contract import Networks
-from onefold.training.loop import RunSettings
+from onefold.training.settings import RunSettings
 from onefold.version import versions
 
 COLUMNS = 10

@@ -9,63 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from pydantic import Field
 from torch import Tensor
 
 from onefold import seeds
 from onefold.errors import UserError
 from onefold.pictures import save_png
 from onefold.progress import Progress, Tell, silent
-from onefold.settings import Settings
-from onefold.training.budget import Amount, AmountOrAuto, Budget
+from onefold.training.budget import Budget
 from onefold.training.checkpoint import optimizer_tensors, restore_optimizer
 from onefold.training.contract import Batch, Draw, Method, Update
 from onefold.training.ema import Averages
 from onefold.training.folder import RunFolder
 from onefold.training.logs import Window
 from onefold.training.pace import Pace, Stopped
-
-
-class RunSettings(Settings):
-    """What the engine needs to know, whatever the method."""
-
-    out: str = Field(description="run folder; the same command goes on with an interrupted run")
-    budget: Amount = Field("30m", description="how long to train: images (200k, 1.5M) or time (30s, 5m, 2h)")
-    batch_size: int = Field(
-        64, ge=1, description="images in one optimiser update, over all processes and micro-batches"
-    )
-    micro_batches: int = Field(
-        1, ge=1, description="parts of the batch a process works through one after the other; more need less memory"
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="names every random number of the run")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="of the networks only; all around them is float32"
-    )
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
-    ema_half_life: float | None = Field(
-        50_000, gt=0, description="half-life of the averaged weights in images; null for none"
-    )
-    ema_share: float | None = Field(
-        0.05, gt=0, lt=1, description="caps the half-life at this share of the images seen; null for none"
-    )
-    compile: bool = Field(False, description="torch.compile the networks, in place")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, more time"
-    )
-    log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
-    sample_every: AmountOrAuto = Field(
-        "auto", description="images or time between pictures with validation; auto is a twentieth of the budget"
-    )
-    checkpoint_every: Amount = Field("2m", description="images or time between checkpoints")
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        [], description="trackers to log to beside metrics.jsonl, through accelerate"
-    )
+from onefold.training.settings import RunSettings
+from onefold.training.sharing import average, rows_of
 
 
 class Engine:
@@ -438,44 +401,6 @@ class Ahead:
         self.step += 1
         self.future = self.pool.submit(self.draw, self.step)
         return batch
-
-
-def rows_of(batch_size: int, world: int, rank: int, micro_batches: int) -> list[range]:
-    """The rows of a global batch that a process works on, micro-batch by micro-batch."""
-    parts = world * micro_batches
-    if batch_size % parts:
-        raise UserError(
-            f"batch_size {batch_size} does not divide into {world} process(es) times {micro_batches} micro-batch(es); use a multiple of {parts}"
-        )
-    size = batch_size // parts
-    first = rank * micro_batches * size
-    return [range(first + k * size, first + (k + 1) * size) for k in range(micro_batches)]
-
-
-def average(gradients: list[Tensor], world: int, bucket: int = 1 << 25) -> None:
-    """Mean over processes, in flat buckets that are all under way at once."""
-    waiting = []
-    for tensors in buckets(gradients, bucket):
-        flat = torch.cat([t.flatten() for t in tensors])
-        waiting.append((tensors, flat, dist.all_reduce(flat, async_op=True)))
-    for tensors, flat, handle in waiting:
-        handle.wait()
-        parts = (flat / world).split([t.numel() for t in tensors])
-        torch._foreach_copy_(tensors, [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
-
-
-def buckets(tensors: list[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """Runs of one dtype of at most about `size` numbers."""
-    run: list[Tensor] = []
-    numbers = 0
-    for tensor in tensors:
-        if run and (tensor.dtype != run[0].dtype or numbers + tensor.numel() > size):
-            yield run
-            run, numbers = [], 0
-        run.append(tensor)
-        numbers += tensor.numel()
-    if run:
-        yield run
 
 
 def ready(value: Tensor, device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
 from onefold.errors import UserError
-from onefold.training.loop import RunSettings
+from onefold.training.settings import RunSettings
 
 PATIENCE = timedelta(hours=2)  # the others wait while the first process validates and draws
 
