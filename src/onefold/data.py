@@ -653,7 +653,7 @@ def options(query: str, known: Mapping[str, Any]) -> dict[str, Any]:
 
 # Samples of a teacher
 
-SOLVER = "unipc2"
+SOLVER = "ipndm3"
 PARTS = 10  # how often a long draw is written to its cache
 
 

@@ -30,7 +30,7 @@ def sample(
     teacher: str | Path | Denoiser,
     count: int,
     *,
-    solver: str = "unipc2",
+    solver: str = "ipndm3",
     calls: int = 10,
     seed: int = 0,
     grid: str | Grid | Sequence[float] = "auto",

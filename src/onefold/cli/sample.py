@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OTHER_FILES = {".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".pt", ".zip", ".safetensors"}
 
-DEFAULTS: dict[str, Any] = {"solver": "unipc2", "calls": 10, "grid": "auto", "end": "zero", "afs": None}
+DEFAULTS: dict[str, Any] = {"solver": "ipndm3", "calls": 10, "grid": "auto", "end": "zero", "afs": None}
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +34,7 @@ def sample_command(
     solver: Annotated[
         str | None,
         typer.Option(
-            help="How to step: euler (DDIM), heun, dpmpp2m, dpmpp3m, unipc2 (default), ...", show_default=False
+            help="How to step: euler (DDIM), heun, dpmpp2m, dpmpp3m, unipc2, ipndm3 (default), ...", show_default=False
         ),
     ] = None,
     grid: Annotated[

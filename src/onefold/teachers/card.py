@@ -52,7 +52,7 @@ tags: [diffusion, onefold]
 ---
 # {card["name"]}
 
-A diffusion model taught with onefold. Image i of a seed is the same on every machine.
+A diffusion model taught with onefold.
 
 ![samples]({PICTURE})
 
@@ -73,9 +73,8 @@ With diffusers alone:
 
 def elsewhere(card: Mapping[str, Any]) -> str:
     labelled = card["classes"] is not None
+    labels = f"torch.arange(8) % {card['classes']}"
     if card["process"] == "flow":
         shape = ", ".join(map(str, card["shape"]))
-        return PARTS.format(
-            folder=card["name"], shape=shape, condition=", class_labels=torch.arange(8)" if labelled else ""
-        )
-    return STOCK.format(folder=card["name"], labels="class_labels=torch.arange(8), " if labelled else "")
+        return PARTS.format(folder=card["name"], shape=shape, condition=f", class_labels={labels}" if labelled else "")
+    return STOCK.format(folder=card["name"], labels=f"class_labels={labels}, " if labelled else "")
