@@ -411,3 +411,10 @@ def test_no_call_is_made_below_the_lowest_level(schedule: str, calls: int) -> No
 def test_many_quadratic_calls_can_be_snapped() -> None:
     assert quadratic(LINEAR, 20).snap(LINEAR).calls == 20
     assert subsequence(LINEAR, np.int64(4)) == subsequence(LINEAR, 4)  # type: ignore[arg-type]
+
+
+def test_auto_is_the_process_s_usual_schedule() -> None:
+    for process, expected in ((LINEAR, quadratic), (ContinuousVP(), quadratic), (Flow(), uniform), (EDM(), karras)):
+        assert make_grid("auto", process, 6) == expected(process, 6)
+    with pytest.raises(UserError, match="did you mean 'auto'"):
+        make_grid("autto", LINEAR, 6)
