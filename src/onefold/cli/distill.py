@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from onefold.cli.common import given, program, say, say_json, table, tell
-from onefold.errors import UserError
-from onefold.settings import parse_assignments, read_yaml
+from onefold.cli.common import program, say, say_json, table, tell
+from onefold.cli.running import BatchSize, Budget, Config, Device, Out, Precision, Seed, Sets, gather
 
 
 def register(app: typer.Typer) -> None:
@@ -24,45 +23,25 @@ def distill_command(
     ] = None,
     method: Annotated[str | None, typer.Option(help="How; `onefold methods` tells.", show_default=False)] = None,
     calls: Annotated[int | None, typer.Option(help="Network calls of the student.", show_default=False)] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="How long: images (200k, 1.5M) or time (30s, 5m, 2h).", show_default=False)
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder; the same command goes on in it.", show_default=False)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images a batch, over all processes.", show_default=False)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Names every random draw of the run.", show_default=False)] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps; auto says why.", show_default=False)] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default=False)] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings; options come before it.", show_default=False)
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeat it.", show_default=False),
-    ] = None,
+    budget: Budget = None,
+    out: Out = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
+    config: Config = None,
+    settings: Sets = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Distil a model into a student of a few network calls.
 
     For the settings of a method: onefold methods sfd
     """
-    words = {
-        "teacher": teacher,
-        "method": method,
-        "calls": calls,
-        "budget": budget,
-        "out": None if out is None else str(out),
-    }
+    words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "out": out}
     words |= {"batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
-    values = (read_yaml(config) if config else {}) | given(words) | parse_assignments(settings or [])
-    for name, example in (("teacher", "TEACHER (a bundled name or a folder)"), ("out", "--out (a run folder)")):
-        if name not in values:
-            raise UserError(
-                f"distill needs {example}; for instance `onefold distill digits8 --calls 4 --budget 2m --out runs/digits4`"
-            )
+    needs = {"teacher": "TEACHER (a bundled name or a folder)", "out": "--out (a run folder)"}
+    example = "onefold distill digits8 --calls 4 --budget 2m --out runs/digits4"
+    values = gather(words, config, settings, needs, example)
     run(values, as_json=as_json)
 
 

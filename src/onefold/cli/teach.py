@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from onefold.cli.common import given, program, say, say_json, table, tell
-from onefold.errors import UserError
-from onefold.settings import parse_assignments, read_yaml
+from onefold.cli.common import program, say, say_json, table, tell
+from onefold.cli.running import BatchSize, Budget, Config, Device, Out, Precision, Seed, Sets, gather
 
 
 def register(app: typer.Typer) -> None:
@@ -24,27 +23,16 @@ def teach_command(
             help="What to learn: a folder of images, an .npz file, digits, hf:NAME or teacher:NAME.", show_default=False
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder; the same command goes on in it.", show_default=False)
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="How long: images (200k, 1.5M) or time (30s, 5m, 2h).", show_default=False)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images a step, over all processes.", show_default=False)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Names every random draw of the run.", show_default=False)] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps; auto says why.", show_default=False)] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default=False)] = None,
+    out: Out = None,
+    budget: Budget = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    device: Device = None,
+    precision: Precision = None,
     process: Annotated[str | None, typer.Option(help="Noise process: vp, edm or flow.", show_default=False)] = None,
     size: Annotated[int | None, typer.Option(help="Height and width of the images.", show_default=False)] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings; options come before it.", show_default=False)
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeat it.", show_default=False),
-    ] = None,
+    config: Config = None,
+    settings: Sets = None,
     list_settings: Annotated[
         bool, typer.Option("--settings", help="List every setting with its default, and stop.")
     ] = False,
@@ -57,17 +45,13 @@ def teach_command(
     if list_settings:
         show_settings(as_json=as_json)
         return
-    words = {"data": data, "out": None if out is None else str(out), "budget": budget, "batch_size": batch_size}
+    words = {"data": data, "out": out, "budget": budget, "batch_size": batch_size}
     words |= {"seed": seed, "device": device, "precision": precision, "process": process, "size": size}
-    values = (read_yaml(config) if config else {}) | given(words) | parse_assignments(settings or [])
-    for name, example in (
-        ("data", "DATA (a folder of images, an .npz file, digits, hf:NAME or teacher:NAME)"),
-        ("out", "--out (a run folder)"),
-    ):
-        if name not in values:
-            raise UserError(
-                f"teach needs {example}; for instance `onefold teach photos/ --out runs/photos --budget 30m`"
-            )
+    needs = {
+        "data": "DATA (a folder of images, an .npz file, digits, hf:NAME or teacher:NAME)",
+        "out": "--out (a run folder)",
+    }
+    values = gather(words, config, settings, needs, "onefold teach photos/ --out runs/photos --budget 30m")
     train(values, as_json=as_json)
 
 
