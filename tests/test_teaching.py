@@ -132,7 +132,9 @@ def test_the_written_settings_load_as_they_are(tmp_path: Path) -> None:
 def test_the_command_of_the_card_names_what_differs() -> None:
     values = {"data": "/somewhere/photos", "out": "/runs/a b", "size": 32, "widths": [8, 16], "ema_half_life": None}
     command = command_of(build(TeachSettings, values))
-    expected = "onefold teach /somewhere/photos --set ema_half_life=null --size 32 --set 'widths=[8,16]' --out 'a b'"
+    expected = (
+        "onefold teach /somewhere/photos --set ema_half_life=null --size 32 --set 'widths=[8,16]' --out '/runs/a b'"
+    )
     assert command == expected
     words = [word.partition("=")[2] for word in shlex.split(command) if "=" in word]
     assert [yaml.safe_load(word) for word in words] == [None, [8, 16]]

@@ -37,7 +37,7 @@ class Entry:
 
     @property
     def cell(self) -> str:
-        made = "" if self.counted == self.calls else f" ({self.counted} made)"
+        made = "" if self.counted == self.calls else f" ({self.counted} calls)"
         return ("fails" if not self.distance < FAILED else f"{self.distance:.4f}") + made
 
 

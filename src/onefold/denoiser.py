@@ -61,6 +61,10 @@ class Denoiser:
         self.guidance, self.precision, self.continuous_time = guidance, precision, continuous_time
         self.calls = 0
 
+    def __repr__(self) -> str:
+        classes = f", {self.classes} classes" if self.classes else ""
+        return f"<{self.name}: {'x'.join(map(str, self.shape))}{classes}, {type(self.process).__name__}, predicts {self.prediction}>"
+
     @property
     def module(self) -> nn.Module:
         """The network as something that can be trained and saved."""

@@ -39,10 +39,10 @@ def distill(
     device, device_reason = choose_device(chosen.device)
     precision, precision_reason = choose_precision(chosen.precision, device)
     say(f"device {device_reason}; precision {precision_reason}")
-    RunFolder(Path(chosen.out)).check(chosen.model_dump(mode="json"))
-    accelerator = start_processes(device, chosen)
     loaded = teacher if isinstance(teacher, Denoiser) else load_teacher(chosen.teacher, device=str(device))
     loaded = loaded.replace(precision=precision).to(device)
+    RunFolder(Path(chosen.out)).check(chosen.model_dump(mode="json"))
+    accelerator = start_processes(device, chosen)
     engine = Engine(
         make(loaded, chosen),
         chosen,

@@ -23,7 +23,8 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int | None, **facts: object) -> None:
         """`done` of `total` (None: not known) units, said once before the work begins and then after each piece of it.
 
-        Facts are shown as they are; `images_per_second` and `seconds_left` replace what is estimated from the calls.
+        Facts are shown as they are; `images_per_second` and `seconds_left` replace what is estimated from the calls,
+        `begin=True` says that other work begins.
         """
 
 
@@ -61,9 +62,9 @@ class Speed:
         self.begin: tuple[float, int] | None = None
         self.seen: deque[tuple[float, int]] = deque()
 
-    def add(self, done: int) -> None:
+    def add(self, done: int, *, begin: bool = False) -> None:
         now = self.clock()
-        if self.begin is None or done < self.seen[-1][1]:  # the first piece of work, or the next one
+        if begin or self.begin is None or done < self.seen[-1][1]:  # the first piece of work, or the next one
             self.begin = (now, done)
             self.seen.clear()
         self.seen.append((now, done))
@@ -90,7 +91,7 @@ class PlainLines:
         self.last, self.text, self.printed = clock(), "", ""
 
     def __call__(self, done: int, total: int | None, **facts: object) -> None:
-        self.pace.add(done)
+        self.pace.add(done, begin=bool(facts.pop("begin", False)))
         self.text = f"{self.label}: {status(done, total, self.unit, self.pace, facts)}"
         if self.pace.clock() - self.last >= SILENCE:
             self.show()
@@ -121,7 +122,7 @@ def bar(label: str, unit: str, stream: TextIO) -> Iterator[Progress]:
         task = bars.add_task(label, total=None, text="starting")
 
         def show(done: int, total: int | None, **facts: object) -> None:
-            pace.add(done)
+            pace.add(done, begin=bool(facts.pop("begin", False)))
             bars.update(task, completed=done, total=total, text=status(done, total, unit, pace, facts))
 
         yield show

@@ -43,7 +43,7 @@ def sample(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Tensor:
-    """Images `first` .. `first + count - 1` of a seed: floats about [-1, 1], N C H W, on the CPU.
+    """Images `first` .. `first + count - 1` of a seed: floats N C H W on the CPU, the data's range being [-1, 1]; they are not clipped.
 
     `calls` are network calls an image may cost (guidance doubles them); a solver that needs two for a step makes half the
     steps, and a `grid` of given levels says by itself how many. `labels` are repeated over the images; without them each

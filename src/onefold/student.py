@@ -26,7 +26,7 @@ RECIPE = "student.json"
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Student:
     """`denoiser` on `grid`, one Euler step a call; `recipe` says how it was made."""
 
@@ -34,6 +34,9 @@ class Student:
     grid: Grid
     afs: AFS | None
     recipe: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<student {self.name}: {self.calls} calls, {self.recipe.get('method')} of {self.recipe.get('teacher', {}).get('name')}>"
 
     @property
     def name(self) -> str:
@@ -61,7 +64,7 @@ class Student:
         first: int = 0,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Images in about [-1, 1], N C H W; image i depends on (seed, i) only. A student has one number of calls."""
+        """Images as floats, the data's range being [-1, 1], N C H W; image i depends on (seed, i) only. A student has one number of calls."""
         if calls is not None and calls != self.calls:
             raise UserError(
                 f"student {self.name!r} makes {self.calls} calls, not {calls}; distil another one for {calls}"

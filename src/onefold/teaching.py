@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from PIL.Image import Image
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from onefold import seeds
@@ -34,15 +34,23 @@ from onefold.training.sharing import rows_of
 from onefold.training.start import start_processes
 from onefold.version import versions
 
+WARMEST = 0.1  # the share of the budget after which no warm-up goes on
 HIDE = 1  # stream of the draws that hide a label
 ENOUGH_NOISE = 20.0  # a table whose last sigma is smaller cannot start from pure noise
 PREDICTIONS: dict[str, Prediction] = {"vp": "v", "edm": "edm", "flow": "flow"}
 
 
+def without_slash(path: str) -> str:
+    """`photos/` is `photos`."""
+    return path.rstrip("/") or path
+
+
 class TeachSettings(RunSettings):
     """Settings of `onefold teach`."""
 
-    data: str = Field(description="images: a folder, an .npz, hf:NAME, digits, or teacher:NAME")
+    data: Annotated[str, AfterValidator(without_slash)] = Field(
+        description="images: a folder, an .npz, hf:NAME, digits, or teacher:NAME"
+    )
     size: int | None = Field(
         None, ge=4, description="centre crop and resize to this many pixels; null takes images as they are"
     )
@@ -88,7 +96,7 @@ class Teaching:
         }
         self.noising = noising_of(settings)
         self.held_out = self.validation_batch(held_out)
-        self.description = train.data.description
+        self.description, self.class_names = train.data.description, train.data.class_names
 
     def prepare(self, draw: Draw) -> dict[str, Tensor]:
         images, labels = self.train.batch(draw.step, draw.rows)
@@ -116,7 +124,8 @@ class Teaching:
         yield Update(self.loss(self.networks["unet"], batch.tensors))
 
     def learning_rate(self, _: str, images: int, progress: float) -> float:
-        rise = min(1.0, (images + 1) / self.settings.warmup) if self.settings.warmup else 1.0
+        warm = (images + 1) / self.settings.warmup if self.settings.warmup else 1.0
+        rise = min(1.0, max(warm, progress / WARMEST))  # short budgets are not all warm-up
         fall = min(1.0, (1 - progress) / self.settings.decay) if self.settings.decay else 1.0
         return self.settings.lr * min(rise, fall)
 
@@ -151,6 +160,7 @@ class Teaching:
             "name": Path(self.settings.out).name,
             "shape": list(self.denoiser.shape),
             "classes": self.denoiser.classes,
+            "class_names": self.class_names,
             "null_label": self.denoiser.null.get("labels"),
             "parameters": sum(p.numel() for p in unet.parameters()),
             "process": self.noising.kind,
@@ -256,7 +266,7 @@ def teach(
         denoiser = new_denoiser(images, chosen).replace(precision=precision)
     parameters = sum(p.numel() for p in denoiser.module.parameters())
     say(
-        f"{len(train):,} images of {'x'.join(map(str, images.shape))}, {images.classes or 'no'} classes; network of {parameters:,} parameters"
+        f"{len(train):,} images to learn from and {len(held_out):,} held out, of {'x'.join(map(str, images.shape))}, {images.classes or 'no'} classes; network of {parameters:,} parameters"
     )
     stream = Stream(train, batch_size=chosen.batch_size, seed=chosen.seed, flip=chosen.flip)
     method = Teaching(denoiser, stream, held_out, chosen, command_of(chosen))
@@ -280,7 +290,7 @@ def teach(
 
 def command_of(settings: TeachSettings) -> str:
     """The command that makes this teacher again: what differs from the defaults."""
-    words = ["onefold", "teach", Path(settings.data).name if Path(settings.data).exists() else settings.data]
+    words = ["onefold", "teach", settings.data]
     for name, value in settings.model_dump(exclude_defaults=True, exclude={"data", "out", "device"}).items():
         if name in ("budget", "batch_size", "seed", "precision", "process", "size"):
             words += [f"--{name.replace('_', '-')}", str(value)]
@@ -289,4 +299,4 @@ def command_of(settings: TeachSettings) -> str:
                 "--set",
                 f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}",
             ]
-    return shlex.join([*words, "--out", Path(settings.out).name])
+    return shlex.join([*words, "--out", settings.out])

@@ -52,5 +52,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001  the one place where every error becomes a sentence
         return explain(error, words, debug=len(words) < len(given))
     if code == INTERRUPTED:
-        say_error("interrupted; what is already written stays, and an unfinished `teach` goes on with the same command")
+        say_error("interrupted; what is already written stays, and an unfinished run goes on with the same command")
     return code if isinstance(code, int) else 0

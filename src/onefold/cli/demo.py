@@ -31,7 +31,7 @@ def demo_command(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer solvers and a coarser reference.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Compare good solvers at 4, 8 and 16 calls with the teacher's own fine solution."""
+    """Show what good solvers reach at 4, 8 and 16 calls."""
     must_be_writable(out)
     from onefold.demo import run
     from onefold.progress import terminal_progress
@@ -49,7 +49,7 @@ def demo_command(
 def show(demo: Demo, teacher: str, classes: str) -> None:
     say(
         f"{demo.count} images of {teacher} from the same noise: distance (RMSE, pixels in [-1, 1]) to the teacher's own fine\n"
-        f"solution ({demo.reference}), which is known to {demo.accuracy:.4f} ({demo.check}). * is the best of a column.\n"
+        f"solution ({demo.reference}), accurate to {demo.accuracy:.4f} ({demo.check}). * is the best of a column;\nheun makes two calls a step, and its steps are too long for few calls.\n"
     )
     header = ["solver", "grid", *(f"{calls} calls" for calls in demo.calls)]
     say(table(header, demo.cells(), right=range(2, len(header))))
@@ -59,6 +59,7 @@ def show(demo: Demo, teacher: str, classes: str) -> None:
     say(
         "\nTry next:\n"
         f"  {program()} sample {shlex.quote(teacher)} --count 100{classes} {how} --out hundred.png\n"
+        f"  {program()} distill digits8 --calls 4 --budget 2m --out runs/digits4\n"
         f"  {program()} teachers\n"
         f"  {program()} teach digits --budget 2m --out runs/digits    (your own images: a folder in place of digits)"
     )

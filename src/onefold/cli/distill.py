@@ -56,11 +56,16 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
         student = distill(progress=progress, tell=tell, **settings.model_dump())
     folder = Path(settings.out) / "student"
     if as_json:
-        say_json({"student": str(folder), "calls": student.calls, "cost": student.recipe["cost"]})
+        say_json(
+            {"student": str(folder), "calls": student.calls, **{k: student.recipe[k] for k in ("cost", "evidence")}}
+        )
         return
-    cost = student.recipe["cost"]
+    cost, evidence = student.recipe["cost"], student.recipe["evidence"]
+    best = evidence["best_solver"]
     say(
-        f"A student of {student.calls} calls is in {folder} ({cost['images']:,} images, {cost['seconds']:.0f} s). "
+        f"A student of {student.calls} call{'s' * (student.calls > 1)} is in {folder} ({cost['images']:,} images, {cost['seconds']:.0f} s).\n"
+        f"Distance to the teacher's fine solution, {evidence['images']} images from the same noise: "
+        f"student {evidence['student']:.4f}, best solver at as many calls {evidence['solvers'][best]:.4f} ({best}).\n"
         f"Pictures of it: {program()} sample {shlex.quote(str(folder))} --count 64 --out pictures.png"
     )
 

@@ -104,12 +104,14 @@ def files(out: Path, first: int, count: int) -> list[Path]:
 
 def load(source: str, device: str, precision: str, asked: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """(denoiser, how to sample it, how to tell that): a student brings its own way."""
+    from onefold.grids import usual_schedule
     from onefold.student import is_student, load_student
     from onefold.teachers import load_teacher
 
     if not is_student(source):
         way = {**DEFAULTS, **asked}
-        return load_teacher(source, device=device, precision=precision, tell=tell), way, way
+        teacher = load_teacher(source, device=device, precision=precision, tell=tell)
+        return teacher, way, {**way, "grid": usual_schedule(teacher.process) if way["grid"] == "auto" else way["grid"]}
     student = load_student(source, device=device, precision=precision, tell=tell)
     if asked.keys() - {"calls"} or asked.get("calls", student.calls) != student.calls:
         raise UserError(

@@ -23,6 +23,7 @@ from onefold.training.contract import Networks
 from onefold.training.settings import RunSettings
 from onefold.version import versions
 
+CONTROL = ("euler", "dpmpp2m", "unipc2", "ipndm3")  # on the process's usual grid
 COLUMNS = 10
 FINE = {"solver": "dpmpp3m_exact", "calls": 64}  # the teacher at its best, as far as validation needs it
 
@@ -48,6 +49,7 @@ class Distillation:
         self.averaged: tuple[str, ...] = ("student",)
         self.reference: Tensor | None = None
         self.drawn: Tensor | None = None
+        self.control: dict[str, float] = {}
 
     def as_student(self, networks: Networks, cost: Mapping[str, Any] | None = None) -> Student:
         recipe = {
@@ -55,6 +57,7 @@ class Distillation:
             "settings": self.settings.model_dump(mode="json"),
             "teacher": {"name": self.teacher.name, "sha256": self.teacher.card.get("sha256")},
             "cost": dict(cost or {}),
+            "evidence": self.evidence() if cost else {},
             "versions": versions(),
         }
         denoiser = self.teacher.replace(network=networks["student"])
@@ -84,6 +87,25 @@ class Distillation:
         student = f"student\n{self.grid.calls - (self.afs is not None)} calls"
         rows = [(f"teacher\n{FINE['calls']} calls", self.teacher_at_its_best()), (student, self.drawn)]
         return labelled_rows([(label, images[:COLUMNS]) for label, images in rows])
+
+    def evidence(self) -> dict[str, Any]:
+        """Beside the student, its control: the teacher with good solvers at the same number of calls. Drawn once."""
+        if not self.control:
+            calls = self.grid.calls - (self.afs is not None)
+            for solver in CONTROL:
+                images = sample(
+                    self.teacher, self.settings.watched, solver=solver, calls=calls, seed=self.settings.seed
+                )
+                self.control[solver] = root_mean_square(images, self.teacher_at_its_best())
+        best = min(self.control, key=self.control.__getitem__)
+        student = None if self.drawn is None else root_mean_square(self.drawn, self.teacher_at_its_best())
+        return {
+            "measure": "RMSE to the teacher's fine solution, same noise",
+            "images": self.settings.watched,
+            "student": student,
+            "best_solver": best,
+            "solvers": dict(self.control),
+        }
 
     def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:
         self.as_student(networks, cost).save(folder)

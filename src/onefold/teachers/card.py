@@ -30,12 +30,13 @@ with torch.no_grad():
 ```"""
 
 
-def page(card: Mapping[str, Any]) -> str:
+def page(card: Mapping[str, Any], folder: str) -> str:
     """Markdown that the Hugging Face hub shows as a model card."""
     shape = "x".join(map(str, card["shape"]))
     classes = f"{card['classes']} classes" if card["classes"] else "no classes"
     cost, data = card["cost"], card["data"]
-    seconds = f"{cost['seconds'] / 60:.0f} minutes on {cost['device']}, {cost['processes']} process(es)"
+    time = f"{cost['seconds']:.0f} s" if cost["seconds"] < 120 else f"{cost['seconds'] / 60:.0f} minutes"
+    seconds = f"{time} on {cost['device']}, {cost['processes']} process{'es' * (cost['processes'] > 1)}"
     rows = [
         ("images", f"{shape}, {classes}"),
         ("network", f"UNet2DModel, {card['parameters']:,} parameters"),
@@ -64,17 +65,17 @@ With onefold:
 ```python
 import onefold
 
-images = onefold.sample("{card["name"]}", 64, calls=8, seed=0)
+images = onefold.sample("{folder}", 64, calls=8, seed=0)
 ```
 With diffusers alone:
-{elsewhere(card)}
+{elsewhere(card, folder)}
 """
 
 
-def elsewhere(card: Mapping[str, Any]) -> str:
+def elsewhere(card: Mapping[str, Any], folder: str) -> str:
     labelled = card["classes"] is not None
     labels = f"torch.arange(8) % {card['classes']}"
     if card["process"] == "flow":
         shape = ", ".join(map(str, card["shape"]))
-        return PARTS.format(folder=card["name"], shape=shape, condition=f", class_labels={labels}" if labelled else "")
-    return STOCK.format(folder=card["name"], labels=f"class_labels={labels}, " if labelled else "")
+        return PARTS.format(folder=folder, shape=shape, condition=f", class_labels={labels}" if labelled else "")
+    return STOCK.format(folder=folder, labels=f"class_labels={labels}, " if labelled else "")

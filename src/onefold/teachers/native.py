@@ -79,11 +79,12 @@ def save_teacher(
         (draft / CARD).write_text(json.dumps(facts, indent=1) + "\n")
         if samples is not None:
             samples.save(draft / PICTURE)
-            (draft / "README.md").write_text(page(facts))
+            (draft / "README.md").write_text(page(facts, str(folder)))
 
 
 def save_like(teacher: Denoiser, folder: Path, texts: Mapping[str, str]) -> None:
-    """A network in the form of the folder its teacher came from, with further text files."""
+    """A network in the form of the folder its teacher came from, with further text files. Without a model_index.json:
+    a stock pipeline would load it and sample it on a grid that is not its own."""
     if teacher.home is None:
         raise UserError(
             f"{teacher.name!r} did not come from a folder, so there is no form to save it in; load it from one"
@@ -92,8 +93,6 @@ def save_like(teacher: Denoiser, folder: Path, texts: Mapping[str, str]) -> None
     with atomic_folder(folder) as draft:
         unet.save_pretrained(draft / "unet")
         shutil.copytree(teacher.home / "scheduler", draft / "scheduler")
-        if (teacher.home / "model_index.json").exists():
-            shutil.copy(teacher.home / "model_index.json", draft)
         facts = {"format": 1, **teacher.card, "name": teacher.name, "sha256": sha256(draft / WEIGHTS)}
         (draft / CARD).write_text(json.dumps(facts, indent=1) + "\n")
         for name, text in texts.items():

@@ -47,6 +47,10 @@ class Budget:
         assert self.seconds is not None
         return Budget(seconds=self.seconds / parts)
 
+    def at_least(self, seconds: float) -> Budget:
+        """An interval in time that is not shorter than this."""
+        return self if self.seconds is None else Budget(seconds=max(self.seconds, seconds))
+
     def __str__(self) -> str:
         return f"{self.images:,} images" if self.images is not None else f"{self.seconds:g} s"
 

@@ -38,6 +38,8 @@ class RunFolder:
                 )
             return []
         before = read_yaml(self.config)
+        if before.keys() != config.keys():
+            raise UserError(f"{self.path} holds a run of another command or version; choose another --out")
         differing = [k for k in sorted(before.keys() | config.keys()) if before.get(k) != config.get(k)]
         fixed = [k for k in differing if k not in CHANGEABLE]
         if fixed:

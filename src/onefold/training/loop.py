@@ -117,13 +117,12 @@ class Engine:
                 network.compile()
 
     def loop(self) -> None:
-        sample_every = (
-            Budget.parse(self.settings.sample_every) if self.settings.sample_every != "auto" else self.budget.share(20)
-        )
+        auto, chosen = self.budget.share(20).at_least(seconds=15), self.settings.sample_every
+        sample_every = auto if chosen == "auto" else Budget.parse(chosen)
         self.pace.start(self.images, {"sample": sample_every, "save": Budget.parse(self.settings.checkpoint_every)})
         if self.step == 0:
             self.look()
-        self.report(self.images, self.expected_images)
+        self.report(self.images, self.expected_images, begin=True)
         with Ahead(self.draw, self.step) as batches:
             while self.progress < 1:
                 self.train_step(next(batches))

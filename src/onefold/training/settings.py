@@ -39,7 +39,8 @@ class RunSettings(Settings):
     )
     log_every: int = Field(50, ge=1, description="steps between lines of metrics.jsonl")
     sample_every: AmountOrAuto = Field(
-        "auto", description="images or time between pictures with validation; auto is a twentieth of the budget"
+        "auto",
+        description="images or time between pictures with validation; auto is a twentieth of the budget, 15 s at least",
     )
     checkpoint_every: Amount = Field("2m", description="images or time between checkpoints")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
