@@ -247,6 +247,7 @@ def test_learning_brings_the_student_to_its_teacher() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_student_s_own_walk_beats_the_teacher_s_states() -> None:
     """T8: with an analytic first step, training on one's own states (global) is at least twice as good as local."""
     ends = {}

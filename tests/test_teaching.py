@@ -74,6 +74,7 @@ def test_recomputing_activations_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_compiled_networks_learn_the_same(tmp_path: Path) -> None:
     settings = {**SMALL, "lr": 1e-5}
     teach("digits", out=tmp_path / "plain", **settings)
