@@ -16,7 +16,7 @@ from torch import Tensor
 
 ARGUMENTS = [
     "teach", "digits", "--budget", "320", "--batch-size", "16", "--device", "cpu", "--set", "widths=[8,16]",
-    "--set", "checkpoint_every=160", "--set", "sample_every=160", "--set", "log_every=5",
+    "--set", "checkpoint_every=160", "--set", "sample_every=160", "--set", "log_every=5", "--set", "lr=3e-5",
 ]  # fmt: skip
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "onefold"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
