@@ -12,6 +12,7 @@ from torch import Tensor
 
 from onefold.denoiser import Denoiser
 from onefold.grids import usual_schedule
+from onefold.losses import root_mean_square
 from onefold.pictures import labelled_rows, save_png
 from onefold.process import Process
 from onefold.progress import Progress, silent
@@ -112,13 +113,13 @@ def run(
     results: dict[Entry, Tensor] = {}
     for solver, grid, calls in runs:
         images, counted = bench.images(solver, calls, grid)
-        results[Entry(solver, grid, calls, counted, distance(images, reference))] = images
+        results[Entry(solver, grid, calls, counted, root_mean_square(images, reference))] = images
     demo = Demo(
         count=count,
         calls=levels,
         reference=f"{FINE[0]}, {fine} calls",
         check=f"{FINE[1]}, {fine} calls",
-        accuracy=distance(check, reference),
+        accuracy=root_mean_square(check, reference),
         entries=tuple(results),
         picture=str(Path(out) / "solvers.png"),
         seconds=time.perf_counter() - begin,
@@ -131,10 +132,6 @@ def grids_for(process: Process) -> tuple[str, str]:
     """The field's usual grid, and the one that this process is sampled on by default."""
     usual = usual_schedule(process)
     return "karras", "logsnr" if usual == "karras" else usual
-
-
-def distance(images: Tensor, reference: Tensor) -> float:
-    return float((images.double() - reference.double()).square().mean().sqrt())
 
 
 def draw(demo: Demo, name: str, reference: Tensor, results: dict[Entry, Tensor]) -> Image:
