@@ -114,6 +114,9 @@ def test_the_commands(run: tuple[Path, Student], tmp_path: Path, capsys: pytest.
     assert main([*words, "--set", "watched=4", "--out", str(tmp_path / "one"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["calls"] == 1
     assert load_student(tmp_path / "one", device="cpu").calls == 1
+    again = [*words, "--set", "watched=4", "--out", str(tmp_path / "one")]  # finished already: the same evidence again
+    assert main(again) == 0
+    assert "best solver at as many calls" in capsys.readouterr().out
     assert main(["sample", str(out), "--count", "5", "--seed", "7", "--out", str(tmp_path / "x.npz"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counted_calls"] == 3
     assert main(["sample", str(out), "--count", "5", "--solver", "heun", "--out", str(tmp_path / "y.npz")]) == 2

@@ -51,13 +51,17 @@ class Distillation:
         self.drawn: Tensor | None = None
         self.control: dict[str, float] = {}
 
+    @property
+    def calls(self) -> int:
+        return self.grid.calls - (self.afs is not None)
+
     def as_student(self, networks: Networks, cost: Mapping[str, Any] | None = None) -> Student:
         recipe = {
             "method": self.settings.method,
             "settings": self.settings.model_dump(mode="json"),
             "teacher": {"name": self.teacher.name, "sha256": self.teacher.card.get("sha256")},
             "cost": dict(cost or {}),
-            "evidence": self.evidence() if cost else {},
+            "evidence": self.evidence(networks) if cost else {},
             "versions": versions(),
         }
         denoiser = self.teacher.replace(network=networks["student"])
@@ -79,26 +83,32 @@ class Distillation:
         self.drawn = images
         return {"distance_to_teacher": root_mean_square(images, self.teacher_at_its_best())}
 
-    def picture(self, networks: Networks) -> Image:
-        """Teacher beside student, the same noise in each column."""
+    def student_images(self, networks: Networks) -> Tensor:
+        """What `validate` drew last; a run that was finished before has not drawn yet."""
         if self.drawn is None:
             self.validate(networks)
         assert self.drawn is not None
-        student = f"student\n{self.grid.calls - (self.afs is not None)} calls"
-        rows = [(f"teacher\n{FINE['calls']} calls", self.teacher_at_its_best()), (student, self.drawn)]
+        return self.drawn
+
+    def picture(self, networks: Networks) -> Image:
+        """Teacher beside student, the same noise in each column."""
+        student = f"student\n{self.calls} calls"
+        rows = [
+            (f"teacher\n{FINE['calls']} calls", self.teacher_at_its_best()),
+            (student, self.student_images(networks)),
+        ]
         return labelled_rows([(label, images[:COLUMNS]) for label, images in rows])
 
-    def evidence(self) -> dict[str, Any]:
+    def evidence(self, networks: Networks) -> dict[str, Any]:
         """Beside the student, its control: the teacher with good solvers at the same number of calls. Drawn once."""
         if not self.control:
-            calls = self.grid.calls - (self.afs is not None)
             for solver in CONTROL:
                 images = sample(
-                    self.teacher, self.settings.watched, solver=solver, calls=calls, seed=self.settings.seed
+                    self.teacher, self.settings.watched, solver=solver, calls=self.calls, seed=self.settings.seed
                 )
                 self.control[solver] = root_mean_square(images, self.teacher_at_its_best())
         best = min(self.control, key=self.control.__getitem__)
-        student = None if self.drawn is None else root_mean_square(self.drawn, self.teacher_at_its_best())
+        student = root_mean_square(self.student_images(networks), self.teacher_at_its_best())
         return {
             "measure": "RMSE to the teacher's fine solution, same noise",
             "images": self.settings.watched,
