@@ -16,8 +16,8 @@ from onefold.losses import distance
 from onefold.methods.sfd import SFD, SFDSettings
 from onefold.process import EDM
 from onefold.settings import build
-from onefold.solvers import SOLVERS
-from onefold.targets import denoised_target, fine_grid, rollout, step
+from onefold.solvers import SOLVERS, euler_step
+from onefold.targets import denoised_target, fine_grid, rollout
 from onefold.training.contract import Batch, Draw
 
 CIRCLE = torch.stack([torch.tensor([math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)]) for k in range(8)])
@@ -155,7 +155,7 @@ def test_a_step_s_gradient_is_that_of_the_step_alone() -> None:
         assert not x.requires_grad
         sigma, to = method.levels[n], method.levels[n + 1]
         method.optimizers["main"].zero_grad()
-        y = step(x, denoise(x, sigma), sigma, to)
+        y = euler_step(x, denoise(x, sigma), sigma, to)
         distance("l1", y, states[n + 1]).backward()
         alone = torch.cat([p.grad.flatten() for p in method.networks["student"].parameters() if p.grad is not None])
         assert torch.allclose(gradient, alone, atol=1e-5)
@@ -169,7 +169,7 @@ def test_loss_domains_differ_by_the_step_s_share() -> None:
     x, denoised, target = (torch.randn(4, 3, dtype=torch.float64) for _ in range(3))
     sigma, to = 3.0, 0.5
     r = to / sigma
-    left = (step(x, denoised, sigma, to) - target).abs()
+    left = (euler_step(x, denoised, sigma, to) - target).abs()
     right = (1 - r) * (denoised - denoised_target(x, target, sigma, to)).abs()
     assert torch.allclose(left, right, atol=1e-12)
 
@@ -177,7 +177,7 @@ def test_loss_domains_differ_by_the_step_s_share() -> None:
 @pytest.mark.parametrize(("sigma", "to"), [(80.0, 10.0), (3.0, 0.0), (math.inf, 5.0)])
 def test_one_step_equivalents_invert_the_step(sigma: float, to: float) -> None:
     x, target = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
-    assert torch.allclose(step(x, denoised_target(x, target, sigma, to), sigma, to), target, atol=1e-12)
+    assert torch.allclose(euler_step(x, denoised_target(x, target, sigma, to), sigma, to), target, atol=1e-12)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])

@@ -128,7 +128,7 @@ def run(
 ) -> Iterator[Tensor]:
     """The core, after the step that any solver makes from inf: Euler's limit x1 = D(z, inf) + sigma_1 z, z being x."""
     if math.isinf(sigmas[0]):
-        x = evaluate(x, sigmas[0]) + sigmas[1] * x
+        x = euler_step(x, evaluate(x, sigmas[0]), sigmas[0], sigmas[1])
         sigmas = sigmas[1:]
         yield x
     if len(sigmas) > 1:
@@ -174,6 +174,9 @@ def falling(sigmas: Tensor | Sequence[float]) -> list[float]:
 
 
 def euler_step(x: Tensor, denoised: Tensor, sigma: float, to: float) -> Tensor:
+    """r x + (1 - r) D with r = to / sigma; from inf, where x is unit noise, its limit D + to x."""
+    if math.isinf(sigma):
+        return denoised + to * x
     r = to / sigma
     return r * x + (1 - r) * denoised
 

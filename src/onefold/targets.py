@@ -25,16 +25,8 @@ def rollout(teacher: Denoiser, start: Tensor, fine: Grid, parts: int, *, solver:
     return states[::parts]
 
 
-def step(x: Tensor, denoised: Tensor, sigma: float, to: float) -> Tensor:
-    """One student step, r x + (1 - r) D; from inf, where x is unit noise, its limit D + to x."""
-    if math.isinf(sigma):
-        return denoised + to * x
-    r = to / sigma
-    return r * x + (1 - r) * denoised
-
-
 def denoised_target(x: Tensor, target: Tensor, sigma: float, to: float) -> Tensor:
-    """The D with which one step from x lands on the target: the inverse of `step`."""
+    """The D with which one step from x lands on the target: the inverse of `euler_step`."""
     if math.isinf(sigma):
         return target - to * x
     r = to / sigma

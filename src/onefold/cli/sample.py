@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 OTHER_FILES = {".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".pt", ".zip", ".safetensors"}
 
-DEFAULTS: dict[str, Any] = {"solver": "ipndm3", "calls": 10, "grid": "auto", "end": "zero", "afs": None}
+WAY = ("solver", "calls", "grid", "end", "afs")  # what a student brings by itself
 
 
 def register(app: typer.Typer) -> None:
@@ -105,11 +106,13 @@ def files(out: Path, first: int, count: int) -> list[Path]:
 def load(source: str, device: str, precision: str, asked: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """(denoiser, how to sample it, how to tell that): a student brings its own way."""
     from onefold.grids import usual_schedule
+    from onefold.sampling import sample
     from onefold.student import is_student, load_student
     from onefold.teachers import load_teacher
 
     if not is_student(source):
-        way = {**DEFAULTS, **asked}
+        known = inspect.signature(sample).parameters
+        way = {**{name: known[name].default for name in WAY}, **asked}
         teacher = load_teacher(source, device=device, precision=precision, tell=tell)
         return teacher, way, {**way, "grid": usual_schedule(teacher.process) if way["grid"] == "auto" else way["grid"]}
     student = load_student(source, device=device, precision=precision, tell=tell)

@@ -23,8 +23,8 @@ from onefold.denoiser import Denoiser
 from onefold.grids import Grid, make_grid
 from onefold.losses import Loss, Reduction, distance
 from onefold.methods.base import Distillation, DistillSettings
-from onefold.solvers import AFS, analytic_denoised
-from onefold.targets import denoised_target, fine_grid, rollout, step
+from onefold.solvers import AFS, analytic_denoised, euler_step
+from onefold.targets import denoised_target, fine_grid, rollout
 from onefold.training.contract import Batch, Draw, Update
 
 
@@ -99,11 +99,11 @@ class SFD(Distillation):
         for n, (sigma, to) in enumerate(pairwise(self.levels)):
             last = n == len(self.levels) - 2
             if n == 0 and self.afs:
-                x = step(x, analytic_denoised(x, sigma, self.afs), sigma, to)
+                x = euler_step(x, analytic_denoised(x, sigma, self.afs), sigma, to)
                 continue
             x = states[n] if self.settings.walk == "teacher" else x
             denoised = self.student.denoise(x, sigma, cond)
-            y = step(x, denoised, sigma, to)
+            y = euler_step(x, denoised, sigma, to)
             loss = self.loss(x, y, denoised, states[n + 1], sigma, to)
             if self.settings.walk == "through":
                 total, x = (loss if total is None else total + loss), y

@@ -40,14 +40,14 @@ class RunFolder:
         before = read_yaml(self.config)
         if before.keys() != config.keys():
             raise UserError(f"{self.path} holds a run of another command or version; choose another --out")
-        differing = [k for k in sorted(before.keys() | config.keys()) if before.get(k) != config.get(k)]
+        differing = [k for k in sorted(config) if before[k] != config[k]]
         fixed = [k for k in differing if k not in CHANGEABLE]
         if fixed:
-            told = ", ".join(f"{k}: {before.get(k)!r} there, {config.get(k)!r} now" for k in fixed)
+            told = ", ".join(f"{k}: {before[k]!r} there, {config[k]!r} now" for k in fixed)
             raise UserError(
                 f"{self.path} holds a run with other settings ({told}); choose another --out or the same settings"
             )
-        return [f"{k}: {before.get(k)} -> {config.get(k)}" for k in differing if k != "out"]
+        return [f"{k}: {before[k]} -> {config[k]}" for k in differing if k != "out"]
 
     def open(self, config: Mapping[str, Any]) -> None:
         """Take possession: lock, clear drafts, write the complete settings."""
