@@ -57,7 +57,7 @@ def summary(seconds: list[tuple[float, float]], bound: float) -> dict[str, Any]:
     }
 
 
-def save(name: str, result: dict[str, Any]) -> None:
+def save(name: str, result: dict[str, Any], *, show: bool = True) -> None:
     """Print, and keep as JSON with what it depends on."""
     machine = {"processor": processor(), "cores": os.cpu_count(), "platform": platform.platform(terse=True)}
     script = Path(sys.argv[0])
@@ -65,7 +65,8 @@ def save(name: str, result: dict[str, Any]) -> None:
     record = {"command": command, **result, "versions": versions(), "machine": machine}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1))
+    if show:
+        print(json.dumps(record, indent=1))
 
 
 def processor() -> str:

@@ -42,13 +42,18 @@ def integer(bound: int, *words: int) -> int:
     return int(uniform(*words) * bound)
 
 
+def image_seed(seed: int, index: int) -> int:
+    """What `torch.Generator().manual_seed` takes for the noise of image `index` of a seed."""
+    return mix(seed, NOISE, index)
+
+
 class ImageNoise:
     """Noise for the images of a batch, each from a stream of its own: the first draw is the start, later ones are the
     solver's."""
 
     def __init__(self, seed: int, indices: Sequence[int], shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
-        self.streams = [generator(seed, NOISE, index) for index in indices]
+        self.streams = [torch.Generator().manual_seed(image_seed(seed, index)) for index in indices]
 
     def __call__(self) -> Tensor:
         return torch.stack([torch.randn(self.shape, generator=stream) for stream in self.streams])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import shlex
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +77,15 @@ def number(text: str) -> int | float | None:
         except ValueError:
             continue
     return None
+
+
+def command_line(words: Sequence[str], settings: Settings, options: Container[str], left_out: set[str]) -> str:
+    """The command line that gives these settings: what differs from the defaults, as options or with --set."""
+    line = list(words)
+    for name, value in settings.model_dump(mode="json", exclude_defaults=True, exclude=left_out).items():
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        line += [f"--{name.replace('_', '-')}", text] if name in options else ["--set", f"{name}={text}"]
+    return shlex.join(line)
 
 
 def described(kind: type[Settings]) -> list[tuple[str, str, str]]:

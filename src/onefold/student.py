@@ -3,6 +3,7 @@
 unet/ + scheduler/        the network in its teacher's own form
 onefold.json              what the teacher's folder says of classes and hashes
 student.json              method, grid, solver, analytic first step, guidance, teacher, cost, versions
+README.md + samples.png   the same for people, beside the teacher's images from the same noise
 """
 
 from __future__ import annotations
@@ -11,19 +12,34 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import PIL.Image
+from PIL.Image import Image
 from torch import Tensor
 
+from onefold.card import PICTURE, page
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.grids import Grid
+from onefold.pictures import labelled_rows
 from onefold.progress import Progress, Tell
 from onefold.sampling import sample
 from onefold.solvers import AFS
 
+if TYPE_CHECKING:
+    from onefold.export import Exported
+
 RECIPE = "student.json"
 FORMAT = 1
+USAGE = """With onefold:
+```python
+import onefold
+
+student = onefold.load_student("{folder}")
+images = student.sample(64, seed=0)
+student.export("my-student")  # a folder for plain diffusers
+```"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,6 +50,7 @@ class Student:
     grid: Grid
     afs: AFS | None
     recipe: Mapping[str, Any]
+    picture: Image | None = None  # beside its control
 
     def __repr__(self) -> str:
         return f"<student {self.name}: {self.calls} calls, {self.recipe.get('method')} of {self.recipe.get('teacher', {}).get('name')}>"
@@ -88,7 +105,17 @@ class Student:
         """Whole or not at all, over what was there."""
         from onefold.teachers.native import save_like
 
-        save_like(self.denoiser, Path(folder), {RECIPE: json.dumps(self.facts(), indent=1) + "\n"})
+        folder, facts = Path(folder), self.facts()
+        texts = {RECIPE: json.dumps(facts, indent=1) + "\n"}
+        texts["README.md"] = page(facts, self.name, USAGE.format(folder=folder), RECIPE)
+        picture = self.picture or labelled_rows([(f"{self.calls} calls", self.sample(10))])
+        save_like(self.denoiser, folder, texts, {PICTURE: picture})
+
+    def export(self, folder: str | Path) -> Exported:
+        """A new folder that plain diffusers loads and samples, checked against this student."""
+        from onefold.export import export
+
+        return export(self, folder)
 
 
 def is_student(source: str | Path) -> bool:
@@ -116,4 +143,11 @@ def load_student(
         )
     recipe = {key: value for key, value in facts.items() if key not in ("format", "calls", "grid", "afs")}
     denoiser = load_teacher(path, device=device, precision=precision, tell=tell)
-    return Student(denoiser, Grid.from_dict(facts["grid"]), facts["afs"], recipe)
+    return Student(denoiser, Grid.from_dict(facts["grid"]), facts["afs"], recipe, read_picture(path / PICTURE))
+
+
+def read_picture(path: Path) -> Image | None:
+    if not path.is_file():
+        return None
+    with PIL.Image.open(path) as image:
+        return image.copy()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +22,7 @@ from onefold.pictures import picture_grid
 from onefold.process import Prediction, from_x0
 from onefold.progress import Progress, Tell
 from onefold.sampling import sample
-from onefold.settings import build, read_yaml
+from onefold.settings import build, command_line, read_yaml
 from onefold.teachers.native import Noising, save_teacher
 from onefold.training.contract import Batch, Draw, Networks, Update
 from onefold.training.folder import RunFolder
@@ -289,14 +287,6 @@ def teach(
 
 
 def command_of(settings: TeachSettings) -> str:
-    """The command that makes this teacher again: what differs from the defaults."""
-    words = ["onefold", "teach", settings.data]
-    for name, value in settings.model_dump(exclude_defaults=True, exclude={"data", "out", "device"}).items():
-        if name in ("budget", "batch_size", "seed", "precision", "process", "size"):
-            words += [f"--{name.replace('_', '-')}", str(value)]
-        else:
-            words += [
-                "--set",
-                f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}",
-            ]
-    return shlex.join([*words, "--out", settings.out])
+    """The command that makes this teacher again."""
+    options = ("budget", "batch_size", "seed", "precision", "process", "size", "out")
+    return command_line(["onefold", "teach", settings.data], settings, options, {"data", "device"})

@@ -17,6 +17,7 @@ from onefold.grids import Grid
 from onefold.losses import root_mean_square
 from onefold.pictures import labelled_rows
 from onefold.sampling import sample
+from onefold.settings import command_line
 from onefold.solvers import AFS
 from onefold.student import Student
 from onefold.training.contract import Networks
@@ -33,6 +34,7 @@ class DistillSettings(RunSettings):
 
     teacher: str = Field(description="bundled name or folder of the model to make fast")
     method: str = Field("sfd", description="how; `onefold methods` tells them apart")
+    calls: int = Field(4, ge=1, description="network calls of the student")
     watched: int = Field(
         64, ge=1, description="images from fixed noise on which the distance to the teacher is measured"
     )
@@ -49,15 +51,17 @@ class Distillation:
         self.averaged: tuple[str, ...] = ("student",)
         self.reference: Tensor | None = None
         self.drawn: Tensor | None = None
-        self.control: dict[str, float] = {}
+        self.control: dict[str, Tensor] = {}
 
     @property
     def calls(self) -> int:
         return self.grid.calls - (self.afs is not None)
 
     def as_student(self, networks: Networks, cost: Mapping[str, Any] | None = None) -> Student:
+        """With its cost comes the evidence; without, it is only to be sampled."""
         recipe = {
             "method": self.settings.method,
+            "command": self.command,
             "settings": self.settings.model_dump(mode="json"),
             "teacher": {"name": self.teacher.name, "sha256": self.teacher.card.get("sha256")},
             "cost": dict(cost or {}),
@@ -66,7 +70,15 @@ class Distillation:
         }
         denoiser = self.teacher.replace(network=networks["student"])
         denoiser.name = Path(self.settings.out).name
-        return Student(denoiser, self.grid, self.afs, recipe)
+        return Student(denoiser, self.grid, self.afs, recipe, self.picture(networks) if cost else None)
+
+    @property
+    def command(self) -> str:
+        """The command that makes this student again."""
+        chosen = self.settings
+        words = ["onefold", "distill", chosen.teacher, "--method", chosen.method, "--calls", str(chosen.calls)]
+        options = ("budget", "batch_size", "seed", "precision", "out")
+        return command_line(words, chosen, options, {"teacher", "method", "calls", "device"})
 
     def teacher_at_its_best(self) -> Tensor:
         """Drawn once: the images that the student's are measured against, from the same noise."""
@@ -81,7 +93,7 @@ class Distillation:
         images = self.as_student({"student": network.eval()}).sample(self.settings.watched, seed=self.settings.seed)
         network.train(training)
         self.drawn = images
-        return {"distance_to_teacher": root_mean_square(images, self.teacher_at_its_best())}
+        return {"distance_to_teacher": self.distance(images)}
 
     def student_images(self, networks: Networks) -> Tensor:
         """What `validate` drew last; a run that was finished before has not drawn yet."""
@@ -91,30 +103,37 @@ class Distillation:
         return self.drawn
 
     def picture(self, networks: Networks) -> Image:
-        """Teacher beside student, the same noise in each column."""
-        student = f"student\n{self.calls} calls"
+        """Teacher, its best solver at as many calls and the student, the same noise in each column."""
+        best, control = self.best_control()
         rows = [
             (f"teacher\n{FINE['calls']} calls", self.teacher_at_its_best()),
-            (student, self.student_images(networks)),
+            (f"teacher\n{self.calls} calls, {best}", control),
+            (f"student\n{self.calls} calls", self.student_images(networks)),
         ]
         return labelled_rows([(label, images[:COLUMNS]) for label, images in rows])
 
-    def evidence(self, networks: Networks) -> dict[str, Any]:
-        """Beside the student, its control: the teacher with good solvers at the same number of calls. Drawn once."""
+    def best_control(self) -> tuple[str, Tensor]:
+        """The teacher with the good solver that comes nearest to its fine solution at the student's number of calls."""
         if not self.control:
-            for solver in CONTROL:
-                images = sample(
-                    self.teacher, self.settings.watched, solver=solver, calls=self.calls, seed=self.settings.seed
-                )
-                self.control[solver] = root_mean_square(images, self.teacher_at_its_best())
-        best = min(self.control, key=self.control.__getitem__)
-        student = root_mean_square(self.student_images(networks), self.teacher_at_its_best())
+            how = {"calls": self.calls, "seed": self.settings.seed}
+            self.control = {
+                solver: sample(self.teacher, self.settings.watched, solver=solver, **how)  # type: ignore[arg-type]
+                for solver in CONTROL
+            }
+        return min(self.control.items(), key=lambda item: self.distance(item[1]))
+
+    def distance(self, images: Tensor) -> float:
+        return root_mean_square(images, self.teacher_at_its_best())
+
+    def evidence(self, networks: Networks) -> dict[str, Any]:
+        """Beside the student, its control: the teacher with good solvers at the same number of calls."""
+        best, _ = self.best_control()
         return {
             "measure": "RMSE to the teacher's fine solution, same noise",
             "images": self.settings.watched,
-            "student": student,
+            "student": self.distance(self.student_images(networks)),
             "best_solver": best,
-            "solvers": dict(self.control),
+            "solvers": {solver: self.distance(images) for solver, images in self.control.items()},
         }
 
     def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:

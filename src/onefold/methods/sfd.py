@@ -20,7 +20,7 @@ from torch import Tensor
 
 from onefold import seeds
 from onefold.denoiser import Denoiser
-from onefold.grids import Grid, make_grid
+from onefold.grids import End, Grid, make_grid
 from onefold.losses import Loss, Reduction, distance
 from onefold.methods.base import Distillation, DistillSettings
 from onefold.solvers import AFS, analytic_denoised, euler_step
@@ -31,14 +31,16 @@ from onefold.training.contract import Batch, Draw, Update
 class SFDSettings(DistillSettings):
     """Settings of SFD."""
 
-    calls: int = Field(4, ge=1, description="network calls of the student")
     parts: int = Field(4, ge=1, description="K: teacher steps in one student step")
     solver: str = Field("dpmpp3m", description="of the teacher")
     grid: str | list[float] = Field(
         "auto",
         description="the student's levels: a schedule (auto by process; published: karras) or a falling list with its end",
     )
-    sigma_min: float | None = Field(None, gt=0, description="where sampling ends; null is the teacher's own")
+    end: End = Field(
+        "zero", description="the last call: zero gives the clean image, sigma_min stops at that level (as published)"
+    )
+    sigma_min: float | None = Field(None, gt=0, description="the lowest level; null is the teacher's own")
     sigma_max: float | None = Field(None, gt=0, description="where sampling starts; null is the teacher's own")
     afs: AFS | None = Field("ve", description="analytic first step, which spares a call: ve, vp (as published) or null")
     loss: Loss = Field("l1", description="l1, l2, huber or pseudo_huber")
@@ -58,6 +60,9 @@ class SFDSettings(DistillSettings):
         5e-4,
         gt=0,
         description="of Adam; 5e-4 suits about a million parameters, published are 5e-5 (CIFAR-10) and 1e-5 (ImageNet 64)",
+    )
+    warmup: float = Field(
+        0.0, ge=0, lt=1, description="share of the budget over which the learning rate rises; 0 as published"
     )
     lr_drop: float = Field(0.1, gt=0, le=1, description="factor on the learning rate after half of the budget")
     clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip (as published)")
@@ -120,14 +125,15 @@ class SFD(Distillation):
         return distance(kind, y, state, reduction)
 
     def learning_rate(self, _optimizer: str, _images: int, progress: float) -> float:
-        return self.settings.lr * (self.settings.lr_drop if progress >= 0.5 else 1.0)
+        rising = min(1.0, progress / self.settings.warmup) if self.settings.warmup else 1.0
+        return self.settings.lr * rising * (self.settings.lr_drop if progress >= 0.5 else 1.0)
 
 
 def student_grid(teacher: Denoiser, settings: SFDSettings) -> Grid:
-    """N steps are calls, and one more where the first is free; sampling ends at sigma_min."""
+    """N steps are calls, and one more where the first is free."""
     steps = settings.calls + (settings.afs is not None)
     ends: dict[str, Any] = {"sigma_min": settings.sigma_min, "sigma_max": settings.sigma_max}
     grid = make_grid(
-        settings.grid, teacher.process, steps, end="sigma_min", **{k: v for k, v in ends.items() if v is not None}
+        settings.grid, teacher.process, steps, end=settings.end, **{k: v for k, v in ends.items() if v is not None}
     )
     return grid if settings.afs != "ve" else grid.starting("ve")

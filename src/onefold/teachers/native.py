@@ -82,8 +82,8 @@ def save_teacher(
             (draft / "README.md").write_text(page(facts, str(folder)))
 
 
-def save_like(teacher: Denoiser, folder: Path, texts: Mapping[str, str]) -> None:
-    """A network in the form of the folder its teacher came from, with further text files. Without a model_index.json:
+def save_like(teacher: Denoiser, folder: Path, texts: Mapping[str, str], pictures: Mapping[str, Image]) -> None:
+    """A network in the form of the folder its teacher came from, with further files. Without a model_index.json:
     a stock pipeline would load it and sample it on a grid that is not its own."""
     if teacher.home is None:
         raise UserError(
@@ -97,6 +97,8 @@ def save_like(teacher: Denoiser, folder: Path, texts: Mapping[str, str]) -> None
         (draft / CARD).write_text(json.dumps(facts, indent=1) + "\n")
         for name, text in texts.items():
             (draft / name).write_text(text)
+        for name, picture in pictures.items():
+            picture.save(draft / name)
 
 
 def load_folder(folder: Path) -> Denoiser:
@@ -110,6 +112,10 @@ def load_folder(folder: Path) -> Denoiser:
     if card and sha256(folder / WEIGHTS) != card.get("sha256"):
         raise UserError(
             f"the weights in {folder} do not match their checksum; the folder is damaged or was edited, restore it"
+        )
+    if "exported" in card:
+        raise UserError(
+            f"{folder} was exported for plain diffusers, its network's time is changed; give the folder it was exported from"
         )
     process, prediction = read_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))
     kind, size = unet_facts(folder / "unet" / "config.json")

@@ -1,0 +1,69 @@
+"""A written-down search of a method's settings: every configuration that was tried, at the same cost, on the same noise.
+
+python benchmarks/search.py digits8 --budget 6400 --method sfd lr=5e-4 "lr=1e-3 dropout=false"
+
+Each positional argument after the teacher is one configuration; what the result file already holds at this budget is
+skipped, so that a search grows over several calls and goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pairs import RESULTS, save
+from rich.progress import track
+
+from onefold.distilling import distill
+from onefold.settings import parse_assignments
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher")
+    parser.add_argument("configurations", nargs="+", metavar="'KEY=VALUE ...'")
+    parser.add_argument("--method", default="sfd")
+    parser.add_argument("--calls", type=int, default=4)
+    parser.add_argument("--budget", default="6400", help="for each, in images")
+    parser.add_argument("--watched", type=int, default=256)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    arguments = parser.parse_args()
+    name = f"search_{arguments.method}_{arguments.teacher}"
+    common = {"calls": arguments.calls, "budget": arguments.budget, "watched": arguments.watched}
+    tried = read(name)
+    wanted = [
+        {**common, "seed": seed, **parse_assignments(text.split())}
+        for text in arguments.configurations
+        for seed in arguments.seeds
+    ]
+    for settings in track(wanted, description=name):
+        if settings not in [row["settings"] for row in tried]:
+            tried.append({"settings": settings, **run(arguments.teacher, arguments.method, settings)})
+            save(name, {"what": "RMSE to the teacher's fine solution, same noise", "tried": tried}, show=False)
+            print(json.dumps(tried[-1]), flush=True)
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    path = RESULTS / f"{name}.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text())["tried"] if path.exists() else []
+    return found
+
+
+def run(teacher: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as out:
+        student = distill(teacher, method, out=Path(out) / "run", device="cpu", **settings)
+    evidence, cost = student.recipe["evidence"], student.recipe["cost"]
+    best = evidence["solvers"][evidence["best_solver"]]
+    return {
+        "student": round(evidence["student"], 5),
+        "best_solver": round(best, 5),
+        "ratio": round(best / evidence["student"], 3),
+        "seconds": cost["seconds"],
+    }
+
+
+if __name__ == "__main__":
+    main()

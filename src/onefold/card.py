@@ -1,0 +1,72 @@
+"""The page of a student, for its own folder and for what is exported: what it is, at what cost, beside which control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PICTURE = "samples.png"
+
+PAGE = """---
+library_name: diffusers
+tags: [diffusion, distillation, few-step, onefold]
+---
+# {name}
+
+{what}
+
+![the same noise in each column: the teacher at its best, the teacher with a good solver at as many calls, the student]({picture})
+
+{usage}
+
+| | |
+|---|---|
+{table}
+
+Made with onefold; every number of its recipe is in `{facts}`.
+"""
+
+
+def page(facts: Mapping[str, Any], name: str, usage: str, file: str, extra: Mapping[str, str] | None = None) -> str:
+    """Markdown that the Hugging Face hub shows as a model card; a row for everything that is known."""
+    rows = {**described(facts), **(extra or {})}
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    calls = f"{facts['calls']} network call{'s' * (facts['calls'] != 1)}"
+    what = f"`{facts['teacher']['name']}` in {calls}, distilled with {facts['method'].upper()}."
+    return PAGE.format(name=name, what=what, picture=PICTURE, usage=usage, table=table, facts=file)
+
+
+def described(facts: Mapping[str, Any]) -> dict[str, str]:
+    rows = {"noise levels": levels(facts)}
+    cost = facts.get("cost")
+    if cost:
+        processes = f", {cost['processes']} processes" * (cost["processes"] > 1)
+        rows["cost"] = f"{cost['images']:,} trajectories, {duration(cost['seconds'])} on {cost['device']}{processes}"
+    evidence = facts.get("evidence")
+    if evidence:
+        best = evidence["best_solver"]
+        rows["evidence"] = (
+            f"{evidence['measure']}, {evidence['images']} images: student {evidence['student']:.4f}, "
+            f"the teacher at as many calls {evidence['solvers'][best]:.4f} ({best}, the best solver)"
+        )
+    if facts.get("settings", {}).get("guidance", 1.0) != 1.0:
+        rows["guidance"] = f"{facts['settings']['guidance']:g}, folded into the network"
+    if facts.get("command"):
+        rows["command"] = f"`{facts['command']}`"
+    if facts["teacher"].get("sha256"):
+        rows["teacher's weights"] = f"sha256 `{facts['teacher']['sha256']}`"
+    if facts.get("versions"):
+        rows["versions"] = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return rows
+
+
+def levels(facts: Mapping[str, Any]) -> str:
+    shown = [f"{float(level):.4g}" for level in facts["grid"]["sigmas"]]
+    first = " (the first step is analytic and costs no call)" if facts["afs"] else ""
+    return f"sigma {', '.join(shown)}{first}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

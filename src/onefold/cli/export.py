@@ -1,0 +1,42 @@
+"""onefold export: a student as an ordinary diffusers folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onefold.cli.common import say, say_json
+from onefold.files import must_be_writable
+
+
+def register(app: typer.Typer) -> None:
+    app.command("export")(export_command)
+
+
+def export_command(
+    student: Annotated[
+        str, typer.Argument(help="A run folder of `onefold distill`, or its student/.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The new folder.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+) -> None:
+    """Export a student as a folder that plain diffusers loads and samples.
+
+    The export is loaded and compared with the student before it is put in its place.
+    """
+    must_be_writable(out.parent)
+    from onefold.student import load_student
+
+    exported = load_student(student, device="cpu", precision="fp32").export(out)
+    if as_json:
+        say_json(exported.as_dict())
+        return
+    kind = f"{exported.pipeline} with {exported.scheduler}" if exported.scheduler else "its own pipeline.py"
+    say(
+        f"{exported.folder} is a diffusers folder ({kind}); its images equal the student's to "
+        f"{exported.largest_difference:.0e}.\nHow to load and sample it: {Path(exported.folder) / 'README.md'}"
+    )
+    if exported.custom:
+        say(f"It needs trust_remote_code=True, since {exported.custom}.")

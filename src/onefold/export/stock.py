@@ -1,0 +1,148 @@
+"""Which stock scheduler reproduces a student, with its levels in the config, and the network's time folded to match.
+
+Stock schedulers tell a network whole time steps of a table. The table here has the student's levels at every `stride`-th
+entry, and the first layer of the time embedding is solved again so that the sinusoid of such an entry gives what the
+sinusoid of the student's real time gave. Nothing else about the network changes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onefold.export.steps import Step, evaluated, start_scale, steps_of
+from onefold.networks.unet import import_diffusers
+from onefold.process import EDM, ContinuousVP, DiscreteVP
+from onefold.student import Student
+from onefold.teachers.native import DIFFUSERS_NAMES
+
+TABLE = 1000  # entries at most, as in the field's own schedulers
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A scheduler for ConsistencyModelPipeline, and the time steps it tells the network; None: a constant is folded in."""
+
+    scheduler: Any
+    entries: tuple[int, ...] | None
+
+
+def stock_form(student: Student) -> Stock | str:
+    """The stock form, or why there is none."""
+    unet: Any = student.denoiser.module
+    config = unet.config
+    if not isinstance(config.sample_size, int):
+        return "its images are not square"
+    if config.time_embedding_type != "positional":
+        return f"its network has a {config.time_embedding_type} time embedding"
+    process = student.denoiser.process
+    if isinstance(process, (DiscreteVP, ContinuousVP)):
+        return vp_form(student)
+    if isinstance(process, EDM):
+        return edm_form(student)
+    return f"no stock pipeline for pixels samples {type(process).__name__} models"
+
+
+def vp_form(student: Student) -> Stock | str:
+    levels, start = evaluated(student), start_scale(student)
+    stride = best_stride(student.denoiser.module, len(levels) - 1)
+    if stride is None:
+        return f"its time embedding is too small to tell {len(levels) - 1} steps apart"
+    diffusers, end = import_diffusers(), student.grid.end
+    common = {
+        "num_train_timesteps": stride * (len(levels) - 1),
+        "trained_betas": table_of_betas(levels, stride),
+        "prediction_type": DIFFUSERS_NAMES[student.denoiser.prediction],
+        "timestep_spacing": "trailing",
+    }
+    entries = entries_of(len(levels) - 1, stride)
+    if math.isclose(start, levels[0], rel_tol=1e-9):
+        return Stock(diffusers.EulerDiscreteScheduler(**common, final_sigmas_type=end), entries)
+    if math.isinf(levels[0]) or math.isclose(start, math.hypot(1, levels[0]), rel_tol=1e-9):
+        ends = {"set_alpha_to_one": end == "zero", "clip_sample": False}
+        return Stock(diffusers.DDIMScheduler(**common, **ends), entries)
+    return "no stock scheduler starts with the published analytic first step (afs=vp)"
+
+
+def edm_form(student: Student) -> Stock | str:
+    levels, process = evaluated(student), student.denoiser.process
+    if len(levels) > 2 or student.grid.end != "zero" or not math.isclose(start_scale(student), levels[0], rel_tol=1e-9):
+        return "stock schedulers for EDM networks have no such grid and start, except for one call"
+    # c_skip and c_out of this scheduler are EDM's own when its sigma_min is 0
+    scheduler = import_diffusers().CMStochasticIterativeScheduler(
+        sigma_min=0.0, sigma_max=levels[0], sigma_data=process.sigma_data, clip_denoised=False
+    )
+    return Stock(scheduler, None)
+
+
+def entries_of(calls: int, stride: int) -> tuple[int, ...]:
+    """Where "trailing" spacing looks, from the highest level to the lowest."""
+    return tuple(stride * (calls - n) - 1 for n in range(calls))
+
+
+def table_of_betas(levels: list[float], stride: int) -> list[float]:
+    """Zero between the levels, so that the float32 product in the scheduler rounds once a level only. The first entry is
+    where sampling ends; at an end of 0 it is the lowest level, and not used."""
+    alphas = [0.0 if math.isinf(level) else 1 / (1 + level**2) for level in reversed(levels)]
+    if levels[-1] == 0:
+        alphas[0] = alphas[1]
+    betas = [0.0] * (stride * (len(levels) - 1))
+    betas[0] = 1 - alphas[0]
+    for n in range(1, len(alphas)):
+        betas[stride * n - 1] = 1 - alphas[n] / alphas[n - 1] if alphas[n - 1] else 0.0
+    return betas
+
+
+def best_stride(unet: Any, calls: int) -> int | None:
+    """The stride whose sinusoids are told apart best; None when none are."""
+
+    def condition(stride: int) -> float:
+        values = torch.linalg.svdvals(sinusoids(unet, [float(entry) for entry in entries_of(calls, stride)]))
+        return float(values[0] / values[-1])
+
+    stride = min(range(2, TABLE // calls + 1), key=condition)
+    return stride if condition(stride) < 1e3 else None
+
+
+def sinusoids(unet: Any, times: list[float]) -> Tensor:
+    """(len(times), dimensions), as the network computes them."""
+    device = next(unet.parameters()).device
+    values: Tensor = unet.time_proj(torch.tensor(times, dtype=torch.float32, device=device))
+    return values.double().cpu()
+
+
+@torch.no_grad()
+def fold_time(unet: Any, steps: list[Step], entries: tuple[int, ...] | None) -> None:
+    """W' s(entry) = W s(time) for every step, by the smallest change of W; without entries W' is 0 and the bias says it."""
+    layer: nn.Linear = unet.time_embedding.linear_1
+    weight = layer.weight.double().cpu()
+    wanted = weight @ sinusoids(unet, [step.time for step in steps]).T
+    if entries is None:
+        layer.weight.zero_()
+        layer.bias.add_(wanted[:, 0].to(layer.bias))
+        return
+    told = sinusoids(unet, [float(entry) for entry in entries]).T
+    layer.weight.copy_(weight + (wanted - weight @ told) @ torch.linalg.pinv(told))
+
+
+@torch.no_grad()
+def shipped_network(student: Student) -> Any:
+    """A copy in float32 on the CPU, without the class that stands for no class: a pipeline would draw it at random."""
+    unet: Any = copy.deepcopy(student.denoiser.module)
+    unet = unet.cpu().float().eval().requires_grad_(False)
+    classes, layer = student.denoiser.classes, unet.class_embedding
+    if classes is not None and isinstance(layer, nn.Embedding) and layer.num_embeddings > classes:
+        unet.class_embedding = nn.Embedding.from_pretrained(layer.weight[:classes].clone())
+        unet.register_to_config(num_class_embeds=classes)
+    return unet
+
+
+def stock_network(student: Student, form: Stock) -> Any:
+    unet = shipped_network(student)
+    fold_time(unet, steps_of(student), form.entries)
+    return unet
