@@ -33,13 +33,14 @@ from onefold.training.contract import Batch, Draw
 from onefold.training.loop import Ahead, Engine
 from onefold.training.start import start_processes
 
+MEMORY_BATCH = 8  # the bytes are exact and proportional, so a small one says it all
 SELDOM: dict[str, Any] = {"budget": "100h", "sample_every": "1h", "checkpoint_every": "1h", "device": "cpu"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--batches", type=int, default=1, help="in one timing")
+    parser.add_argument("--batches", type=int, default=1, help="of trajectories, in one timing")
     parser.add_argument("--teacher", default="fashion28")
     parser.add_argument("--calls", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -52,31 +53,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as out:
         asked = {"teacher": arguments.teacher, "calls": arguments.calls, "batch_size": arguments.batch_size}
         settings = build(SFDSettings, {**SELDOM, **asked, "out": f"{out}/run"})
-        memory = {calls: memory_of(teacher, settings, calls) for calls in (2, 4, 8)}
+        small = settings.model_copy(update={"batch_size": MEMORY_BATCH})
+        memory = {calls: memory_of(teacher, small, calls) for calls in (2, 4, 8)}
         seconds = interleave(
             engine_batches(teacher, settings, arguments.batches),
             plain_batches(teacher, settings, arguments.batches),
             arguments.pairs,
         )
-    steps = settings.calls + 1
-    workload = (
-        f"{arguments.batches} batch(es) of {settings.batch_size} trajectories of {arguments.teacher}: "
-        f"{settings.parts * steps} teacher forwards and {settings.calls} student updates each, {arguments.threads} thread(s)"
-    )
-    kept = {row["saved_for_an_update"] for row in memory.values()}
-    beyond = [row["peak_of_a_batch"] - row["states_at_the_levels"] for row in memory.values()]
-    save(
-        "sfd_cost",
-        {
-            "what": "SFD in its engine / bare forwards, backwards and Adam steps",
-            "workload": workload,
-            **summary(seconds, 1.05),
-            "memory_unit": "bytes",
-            "memory_by_calls": memory,
-            "saved_is_the_same_for_all_calls": len(kept) == 1,
-            "peak_beyond_states_grows_by": max(beyond) - min(beyond),
-        },
-    )
+    save("sfd_cost", {**described(settings, arguments), **summary(seconds, 1.05), **told(memory)})
+
+
+def described(settings: SFDSettings, arguments: argparse.Namespace) -> dict[str, str]:
+    steps = settings.calls + (settings.afs is not None)
+    return {
+        "what": "SFD in its engine / bare forwards, backwards and Adam steps",
+        "workload": f"{arguments.batches} x {settings.batch_size} trajectories of {settings.teacher}, each batch with "
+        f"{settings.parts * steps} teacher forwards and {settings.calls} student updates, {arguments.threads} thread(s)",
+    }
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -137,6 +130,17 @@ def memory_of(teacher: Denoiser, settings: SFDSettings, calls: int) -> dict[str,
         "peak_of_a_batch": peak_of_a_batch(teacher, own),
         "states_at_the_levels": states_at_the_levels(teacher, own),
         "saved_if_walking_through": saved_for_an_update(SFD(teacher, through)),
+    }
+
+
+def told(memory: dict[int, dict[str, int]]) -> dict[str, Any]:
+    kept = {row["saved_for_an_update"] for row in memory.values()}
+    beyond = [row["peak_of_a_batch"] - row["states_at_the_levels"] for row in memory.values()]
+    return {
+        "memory": f"bytes, by calls, for {MEMORY_BATCH} trajectories",
+        "memory_by_calls": memory,
+        "saved_is_the_same_for_all_calls": len(kept) == 1,
+        "peak_beyond_states_grows_by": max(beyond) - min(beyond),
     }
 
 

@@ -1,4 +1,4 @@
-"""How near solvers come to a teacher's own fine solution at few calls: the table and picture of `onefold demo`, kept.
+"""How near solvers come to a teacher's own fine solution at few calls: a table and a picture.
 
 python benchmarks/solvers.py fashion28 --picture docs/solvers.png
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from pairs import save
 
 import onefold
-from onefold.demo import run
+from onefold.bench.solvers import compare_solvers
 
 
 def main() -> None:
@@ -25,10 +25,10 @@ def main() -> None:
     arguments = parser.parse_args()
     teacher = onefold.load_teacher(arguments.teacher, device="cpu", precision="fp32")
     with tempfile.TemporaryDirectory() as out:
-        demo = run(teacher, count=arguments.count, seed=arguments.seed, out=out)
+        comparison = compare_solvers(teacher, count=arguments.count, seed=arguments.seed, out=out)
         if arguments.picture:
-            shutil.copyfile(demo.picture, arguments.picture)
-    facts = {key: value for key, value in demo.as_dict().items() if key not in ("picture", "seconds")}
+            shutil.copyfile(comparison.picture, arguments.picture)
+    facts = {key: value for key, value in comparison.as_dict().items() if key not in ("picture", "seconds")}
     save(f"solvers_{teacher.name}", {"what": "RMSE to the fine solution, same noise", "seed": arguments.seed, **facts})
 
 

@@ -113,11 +113,11 @@ def test_sample_tells_people_what_it_did(tmp_path: Path) -> None:
         assert picture.width >= 2 * 8
 
 
-def test_demo_compares_draws_and_names_commands_that_work(tmp_path: Path) -> None:
-    out, _ = onefold("demo", "--teacher", "digits8", "--count", 3, "--quick", folder=tmp_path)
-    assert re.search(r"^euler +karras +\d\.\d+", out, re.MULTILINE)
-    assert "*" in out
-    with Image.open(tmp_path / "demo" / "solvers.png") as picture:
+def test_demo_distils_draws_and_names_commands_that_work(tmp_path: Path) -> None:
+    out, _ = onefold("demo", "--teacher", "digits8", "--count", 3, "--budget", 64, folder=tmp_path)
+    assert re.search(r"^teacher +euler on karras +4 +\d\.\d+", out, re.MULTILINE)
+    assert re.search(r"^student +SFD.* +4 +\d\.\d+", out, re.MULTILINE)
+    with Image.open(tmp_path / "demo" / "demo.png") as picture:
         assert picture.width > picture.height / 3
     named = [shlex.split(line) for line in out.partition("Try next:")[2].splitlines() if " sample " in line]
     assert named

@@ -1,4 +1,4 @@
-"""The comparison of `onefold demo` on an exact teacher, and the pictures it draws."""
+"""The demo: the whole way from a bundled teacher to a folder for plain diffusers."""
 
 from __future__ import annotations
 
@@ -6,70 +6,35 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-from onefold.demo import grids_for, run
-from onefold.denoiser import GaussianMixture
-from onefold.errors import UserError
-from onefold.pictures import GAP, labelled_rows, picture_grid, save_png
-from onefold.process import EDM, DiscreteVP, Flow, Process, beta_table
-
-PROCESSES = [EDM(), Flow(), DiscreteVP.from_betas(beta_table("linear"))]
+from onefold.cli import main
+from onefold.demo import MANY, run
+from onefold.teachers import load_teacher
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
-def test_demo_on_an_exact_teacher(process: Process, tmp_path: Path) -> None:
-    means = torch.linspace(-0.8, 0.8, 3 * 16, dtype=torch.float64).reshape(3, 1, 4, 4)
-    teacher = GaussianMixture(means, 0.2, labels=[0, 1, 2], process=process)
-    seen: list[tuple[int, int | None]] = []
-    demo = run(teacher, count=4, out=tmp_path, quick=True, progress=lambda done, total, **_: seen.append((done, total)))
-    assert demo.accuracy < 0.02
-    assert {entry.grid for entry in demo.entries} == set(grids_for(process))
-    assert all(entry.counted <= entry.calls for entry in demo.entries)
-    assert demo.best(8).distance < demo.best(4).distance
-    assert sum(cell.endswith("*") for row in demo.cells() for cell in row) == len(demo.calls)
-    assert seen[0][0] == 0
-    assert seen[-1][0] == seen[-1][1]
-    assert json.loads(json.dumps(demo.as_dict()))["count"] == 4
-    with Image.open(tmp_path / "solvers.png") as picture:
-        assert picture.format == "PNG"
+def test_the_demo_goes_the_whole_way(tmp_path: Path) -> None:
+    teacher = load_teacher("digits8", device="cpu")
+    said: list[str] = []
+    demo = run(teacher, out=tmp_path, calls=2, budget="96", count=6, tell=said.append)
+    distances = [row.distance for row in demo.rows]
+    assert distances == sorted(distances) and demo.accuracy < min(distances)
+    assert {row.calls for row in demo.rows} == {2, MANY} and sum(row.calls == MANY for row in demo.rows) == 1
+    assert demo.student_row.calls == 2 and demo.trained["images"] == 128
+    assert demo.ratio == demo.best_solver.distance / demo.student_row.distance
+    with Image.open(demo.picture) as picture:
+        assert picture.width > picture.height
+    assert (Path(demo.export) / "model_index.json").is_file() and (Path(demo.student) / "student").is_dir()
+    assert any("expected" not in line and "distilling" in line for line in said)
 
 
-def test_picture_grid_places_images_row_by_row() -> None:
-    images = torch.stack([torch.full((1, 4, 4), value) for value in (-1.0, 0.0, 1.0)])
-    picture = picture_grid(images, columns=2, scale=2)
-    assert picture.size == (2 * (8 + GAP) + GAP, 2 * (8 + GAP) + GAP)
-    middles = [picture.getpixel((GAP + 4 + x, GAP + 4 + y)) for x, y in ((0, 0), (8 + GAP, 0), (0, 8 + GAP))]
-    assert middles == [0, 128, 255]
-
-
-def test_pictures_have_one_or_three_channels() -> None:
-    assert picture_grid(torch.zeros(2, 3, 8, 8)).mode == "RGB"
-    with pytest.raises(UserError, match=r"1 or 3 channels .* \(4, 8, 8\)"):
-        picture_grid(torch.zeros(2, 4, 8, 8))
-    with pytest.raises(UserError, match="at least one image"):
-        picture_grid(torch.zeros(0, 1, 8, 8))
-
-
-def test_labels_stand_beside_their_rows() -> None:
-    """Ink at the left of each row, and none of it in the images."""
-    picture = labelled_rows([("first row", torch.ones(3, 1, 8, 8)), ("second\nrow", torch.ones(3, 1, 8, 8))])
-    left = picture.convert("L").crop((0, 0, picture.width - 3 * 64 - 40, picture.height))
-    for top in (0, left.height // 2):
-        assert left.crop((0, top, left.width, top + left.height // 2)).getextrema()[0] < 64
-
-
-def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save_png(picture_grid(torch.zeros(1, 1, 8, 8)), tmp_path / "a.png")
-    before = path.read_bytes()
-
-    def half(self: Image.Image, file: Path, *_: object, **__: object) -> None:
-        Path(file).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", half)
-    with pytest.raises(UserError, match=r"No space.*make room"):
-        save_png(picture_grid(torch.ones(1, 1, 8, 8)), path)
-    assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+def test_the_command_ends_with_a_table_and_can_be_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["demo", "--teacher", "digits8", "--calls", "1", "--budget", "64", "--count", "2", "--out", str(tmp_path)]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "student" in printed and str(tmp_path / "demo.png") in printed
+    assert main([*words, "--json"]) == 0  # nothing is trained twice: the run was finished
+    again = json.loads(capsys.readouterr().out)
+    assert again["trained"]["images"] == 64
+    student = next(row for row in again["rows"] if row["who"] == "student")
+    assert f"{student['distance']:.4f}" in printed

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 import yaml
@@ -14,8 +15,9 @@ import onefold
 from onefold.cli import main
 from onefold.distilling import distill
 from onefold.errors import UserError
-from onefold.methods.sfd import SFD
+from onefold.methods.sfd import SFD, SFDSettings
 from onefold.sampling import sample
+from onefold.settings import build
 from onefold.student import Student, load_student
 from onefold.teachers import load_teacher
 from onefold.training.contract import Draw
@@ -94,7 +96,13 @@ def test_stopping_and_going_on_is_bit_equal(tmp_path: Path, monkeypatch: pytest.
         ({"method": "sdf"}, "did you mean 'sfd'"),
         ({"call": 3}, "did you mean 'calls'"),
         ({"calls": 0}, "calls"),
-        ({"grid": [80.0, 1.0, 0.1], "calls": 4}, "calls is 5 but the grid has 2"),
+        (
+            {"grid": [80.0, 1.0, 0.1], "calls": 4},
+            "4 calls need a list of 5 levels, the first of them for the analytic step",
+        ),
+        ({"sigma_max": 200.0}, "from sigma 200 down to .*'digits8' knows 157"),
+        ({"sigma_max": 1.0, "sigma_min": 5.0}, "do not fall"),
+        ({"preset": "paper_cifar"}, "did you mean 'paper_cifar10'"),
         ({"teacher": "digit8"}, "did you mean 'digits8'"),
         ({"solver": "dpm3"}, "unknown solver"),
         ({"loss": "l3"}, "loss"),
@@ -124,5 +132,75 @@ def test_the_commands(run: tuple[Path, Student], tmp_path: Path, capsys: pytest.
     assert main(["methods"]) == 0 and "Simple and Fast" in capsys.readouterr().out
     assert main(["methods", "sfd", "--json"]) == 0
     assert "parts" in {row["name"] for row in json.loads(capsys.readouterr().out)["settings"]}
-    assert set(onefold.methods()) == {"sfd"}
+    assert "sfd" in onefold.methods()
     assert student.name == "digits3"
+
+
+def test_a_plan_counts_what_a_run_costs_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    outlook = onefold.plan("digits8", "sfd", calls=2, parts=3, budget="1000", batch_size=16, device="cpu")
+    assert outlook.calls == {"teacher": 9, "student": 2}  # K N, and a call for each trained step
+    assert outlook.images == 1008 and outlook.seconds == pytest.approx(63 * outlook.seconds_per_batch)
+    assert outlook.memory > 2**20 and "1,008 images" in outlook.line
+    timed = onefold.plan("digits8", calls=1, afs=None, budget="10m", batch_size=16, device="cpu")
+    assert timed.seconds == 600 and timed.calls == {"teacher": 4, "student": 1}
+    assert not list(tmp_path.iterdir())
+
+
+def test_distill_says_what_to_expect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--calls", "1", "--budget", "96", "--batch-size", "16", "--device", "cpu", "--set", "watched=4"]
+    assert main(["distill", "digits8", *words, "--out", str(tmp_path / "one")]) == 0
+    said = capsys.readouterr()
+    assert "expected: 96 images in about" in said.err and "8 of the teacher and 1 of the student calls" in said.err
+    assert "onefold export" in said.out or "export" in said.out
+    assert main(["plan", "digits8", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["calls"] == {"teacher": 8, "student": 1}
+
+
+def test_presets_hold_the_published_settings(tmp_path: Path) -> None:
+    """Section 1.6 of the specification; what is given besides comes first."""
+    paper = build(SFDSettings, {"teacher": "x", "out": "y", "preset": "paper_cifar10"})
+    assert (paper.lr, paper.batch_size, paper.budget, paper.parts) == (5e-5, 128, "200k", 4)
+    assert (paper.grid, paper.end, paper.sigma_max, paper.sigma_min) == ("karras", "sigma_min", 80.0, 0.006)
+    assert (paper.afs, paper.solver, paper.loss, paper.reduction) == ("vp", "dpmpp3m", "l1", "sum")
+    assert (paper.clip, paper.ema_half_life, paper.dropout, paper.lr_drop) == (0, None, True, 0.1)
+    assert build(SFDSettings, {"teacher": "x", "out": "y", "preset": "paper_imagenet64"}).lr == 1e-5
+    latent = build(SFDSettings, {"teacher": "x", "out": "y", "preset": "sd15", "lr": 1e-6})
+    assert (latent.sigma_max, latent.sigma_min, latent.solver, latent.lr) == (14.61, 0.1, "dpmpp2m", 1e-6)
+
+
+def test_the_published_number_stands_beside_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["distill", "digits8", "--preset", "paper_cifar10", "--calls", "2", "--budget", "128", "--device", "cpu"]
+    extra = ["--set", "sigma_min=0.01", "--set", "watched=4", "--out", str(tmp_path / "paper")]
+    assert main([*words, *extra]) == 0
+    assert "Published: FID 4.53 after 0.64 A100 hours" in capsys.readouterr().out
+    assert "4.53" in (tmp_path / "paper" / "student" / "README.md").read_text()
+
+
+def test_a_student_s_folder_has_a_page_and_a_picture(run: tuple[Path, Student], tmp_path: Path) -> None:
+    out, student = run
+    page = (out / "student" / "README.md").read_text()
+    assert "3 network calls" in page and "--calls 3" in page and "best solver" in page
+    with PIL.Image.open(out / "student" / "samples.png") as picture:
+        size = picture.size
+    student.save(tmp_path / "copy")
+    with PIL.Image.open(tmp_path / "copy" / "samples.png") as picture:
+        assert picture.size == size
+
+
+def test_exporting_by_command(run: tuple[Path, Student], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, student = run
+    assert main(["export", str(out), "--out", str(tmp_path / "shipped"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["custom"] is None and told["largest_difference"] < 1e-4
+    page = (tmp_path / "shipped" / "README.md").read_text()
+    assert "num_inference_steps=3" in page and 'DiffusionPipeline.from_pretrained("shipped")' in page
+    assert (tmp_path / "shipped" / "samples.png").is_file()
+    assert main(["export", str(out), "--out", str(tmp_path / "shipped")]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["export", "digits8", "--out", str(tmp_path / "other")]) == 2
+    assert "is no student" in capsys.readouterr().err
+    with pytest.raises(UserError, match="was exported for plain diffusers"):
+        load_teacher(tmp_path / "shipped")
+    with pytest.raises(UserError, match="exists already"):
+        student.export(tmp_path / "shipped")

@@ -8,21 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from onefold import seeds
-from onefold.cli import main
 from onefold.denoiser import Denoiser
-from onefold.errors import UserError
 from onefold.export import Exported, export
 from onefold.grids import make_grid
 from onefold.networks.unet import build_unet, call_unet
 from onefold.process import EDM, DiscreteVP, Flow, Prediction, Process, beta_table, zero_terminal_snr
 from onefold.sampling import chosen_labels
 from onefold.student import Student
-from onefold.teachers import load_teacher
 
 VP = DiscreteVP.from_betas(beta_table("linear"))
 SNR0 = DiscreteVP(zero_terminal_snr(VP.alphas_cumprod))
@@ -48,7 +44,14 @@ except ModuleNotFoundError:
 
 
 def student_of(
-    process: Process, prediction: Prediction, grid: Any, calls: int, afs: Any = None, *, classes: bool = False, **how: Any
+    process: Process,
+    prediction: Prediction,
+    grid: Any,
+    calls: int,
+    afs: Any = None,
+    *,
+    classes: bool = False,
+    **how: Any,
 ) -> Student:
     """A small network with random weights: an export has to be right whatever the network says."""
     torch.manual_seed(calls)

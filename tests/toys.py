@@ -30,6 +30,7 @@ class Duel:
             "main": optimizer(self.networks["left"].parameters(), lr=rate),
             "right": optimizer(self.networks["right"].parameters(), lr=rate),
         }
+        self.frozen: dict[str, nn.Module] = {}
         self.rate = rate
         self.seen: list[tuple[int, int]] = []
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from onefold.data import load_data as load_data
     from onefold.denoiser import Denoiser as Denoiser
     from onefold.distilling import distill as distill
+    from onefold.distilling import plan as plan
     from onefold.errors import UserError as UserError
     from onefold.grids import Grid as Grid
     from onefold.methods import methods as methods
@@ -33,6 +34,7 @@ HOME = {
     "load_student": "onefold.student",
     "load_teacher": "onefold.teachers",
     "methods": "onefold.methods",
+    "plan": "onefold.distilling",
     "sample": "onefold.sampling",
     "teach": "onefold.teaching",
 }

@@ -49,6 +49,8 @@ def described(facts: Mapping[str, Any]) -> dict[str, str]:
             f"{evidence['measure']}, {evidence['images']} images: student {evidence['student']:.4f}, "
             f"the teacher at as many calls {evidence['solvers'][best]:.4f} ({best}, the best solver)"
         )
+    if facts.get("published"):
+        rows["published"] = facts["published"]
     if facts.get("settings", {}).get("guidance", 1.0) != 1.0:
         rows["guidance"] = f"{facts['settings']['guidance']:g}, folded into the network"
     if facts.get("command"):

@@ -1,8 +1,11 @@
-"""What good solvers reach with a teacher at few calls: a comparison that needs no reference but the teacher itself."""
+"""The whole way in a few minutes: a bundled teacher, its best solvers at few calls, a student, and the student shipped."""
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,139 +13,127 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 
+from onefold.bench.solvers import FINE, Bench, grids_for
 from onefold.denoiser import Denoiser
-from onefold.grids import usual_schedule
+from onefold.distilling import distill
 from onefold.losses import root_mean_square
 from onefold.pictures import labelled_rows, save_png
-from onefold.process import Process
-from onefold.progress import Progress, silent
-from onefold.sampling import sample
+from onefold.progress import Progress, Tell, silent
+from onefold.training.loop import ignore
 
-SOLVERS = ("euler", "heun", "dpmpp2m", "dpmpp3m", "unipc2", "ipndm3")
-CALLS = (4, 8, 16)
-# Two fine solutions by different formulas: how far they are apart says how far either can be trusted.
-FINE = ("dpmpp3m_exact", "ipndm4")
-FAILED = 1.0  # pixels in [-1, 1] that are this far off are no picture
+Watch = Callable[[str, str], AbstractContextManager[Progress]]
+
+SOLVERS = ("euler", "dpmpp2m", "unipc2", "ipndm3")
+MANY = 40  # calls: the teacher as one would use it for quality
+REFERENCE = 64  # calls of the fine solution
 COLUMNS = 10  # of the picture
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One solver on one grid at one number of calls; `counted` calls were really made."""
+class Row:
+    """One way to sample, and how far its images are from the teacher's fine solution."""
 
-    solver: str
-    grid: str
+    who: str
+    how: str
     calls: int
-    counted: int
     distance: float
-
-    @property
-    def cell(self) -> str:
-        made = "" if self.counted == self.calls else f" ({self.counted} calls)"
-        return ("fails" if not self.distance < FAILED else f"{self.distance:.4f}") + made
 
 
 @dataclass(frozen=True)
 class Demo:
     count: int
-    calls: tuple[int, ...]
     reference: str
-    check: str  # another fine solution ...
-    accuracy: float  # ... and how far it is from the reference: smaller distances say nothing
-    entries: tuple[Entry, ...]
+    accuracy: float  # another fine solution's distance: smaller distances say nothing
+    rows: tuple[Row, ...]  # nearest first
+    trained: dict[str, Any]
     picture: str
+    student: str
+    export: str
     seconds: float
 
-    def best(self, calls: int) -> Entry:
-        return min((entry for entry in self.entries if entry.calls == calls), key=lambda entry: entry.distance)
+    @property
+    def student_row(self) -> Row:
+        return next(row for row in self.rows if row.who == "student")
 
-    def cells(self) -> list[list[str]]:
-        """Rows of the printed table: solver, grid and the distance at each number of calls; a star at the best."""
-        rows: dict[tuple[str, str], list[str]] = {}
-        for entry in self.entries:
-            row = rows.setdefault((entry.solver, entry.grid), [entry.solver, entry.grid])
-            row.append(entry.cell + ("*" if entry == self.best(entry.calls) else " "))
-        return list(rows.values())
+    @property
+    def best_solver(self) -> Row:
+        """The nearest of the teacher's own at the student's number of calls."""
+        return next(row for row in self.rows if row.who == "teacher" and row.calls == self.student_row.calls)
+
+    @property
+    def ratio(self) -> float:
+        return self.best_solver.distance / self.student_row.distance
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"ratio": self.ratio}
 
 
-class Bench:
-    """A teacher, its start noise and labels: the same for every solver."""
-
-    def __init__(self, teacher: Denoiser, count: int, seed: int, budget: int, progress: Progress) -> None:
-        self.teacher, self.count, self.seed, self.budget, self.progress = teacher, count, seed, budget, progress
-        self.labels = [index % teacher.classes for index in range(count)] if teacher.classes else None
-        self.done = 0
-        progress(0, budget)
-
-    def images(self, solver: str, calls: int, grid: str = "karras") -> tuple[Tensor, int]:
-        """Images and the calls they cost."""
-        before = self.teacher.calls
-        images = sample(
-            self.teacher,
-            self.count,
-            solver=solver,
-            calls=calls,
-            grid=grid,
-            seed=self.seed,
-            labels=self.labels,
-            batch_size=self.count,
-        )
-        self.done += calls
-        self.progress(self.done, self.budget, solver=solver)
-        return images.float().cpu(), self.teacher.calls - before
+@contextmanager
+def unwatched(_label: str, _unit: str) -> Iterator[Progress]:
+    yield silent
 
 
 def run(
     teacher: Denoiser,
     *,
-    count: int = 16,
+    out: str | Path,
+    calls: int = 4,
+    budget: str = "3m",
+    count: int = 32,
     seed: int = 0,
-    out: str | Path = "demo",
-    quick: bool = False,
-    progress: Progress = silent,
+    watch: Watch = unwatched,
+    tell: Tell = ignore,
 ) -> Demo:
-    """Compares solvers on the same noise and writes `solvers.png` into `out`."""
-    begin = time.perf_counter()
-    solvers, levels, fine = (SOLVERS[::2], CALLS[:2], 48) if quick else (SOLVERS, CALLS, 128)
-    runs = [(solver, grid, calls) for grid in grids_for(teacher.process) for solver in solvers for calls in levels]
-    bench = Bench(teacher, count, seed, 2 * fine + sum(calls for *_, calls in runs), progress)
-    reference, check = (bench.images(solver, fine)[0] for solver in FINE)
-    results: dict[Entry, Tensor] = {}
-    for solver, grid, calls in runs:
-        images, counted = bench.images(solver, calls, grid)
-        results[Entry(solver, grid, calls, counted, root_mean_square(images, reference))] = images
+    """Compares, distils, compares again and exports; everything lies in `out` then."""
+    begin, home = time.perf_counter(), Path(out)
+    tell(f"{teacher.name}: its fine solution, and what solvers reach with {calls} calls, for {count} images")
+    images: dict[Row, Tensor] = {}
+    with watch("comparing solvers", "calls") as progress:
+        bench = Bench(teacher, count, seed, 2 * REFERENCE + calls * 2 * len(SOLVERS) + MANY, progress)
+        reference, check = (bench.images(solver, REFERENCE)[0] for solver in FINE)
+
+        def measure(who: str, how: str, calls: int, drawn: Tensor) -> None:
+            images[Row(who, how, calls, root_mean_square(drawn, reference))] = drawn
+
+        for grid in grids_for(teacher.process):
+            for solver in SOLVERS:
+                measure("teacher", f"{solver} on {grid}", calls, bench.images(solver, calls, grid)[0])
+        solver, grid = min(images, key=lambda row: row.distance).how.split(" on ")
+        measure("teacher", f"{solver} on {grid}", MANY, bench.images(solver, MANY, grid)[0])
+
+    tell(f"distilling it to {calls} calls with SFD, from noise alone")
+    folder = home / f"run-{calls}-calls-seed-{seed}"
+    settings: dict[str, Any] = {"calls": calls, "budget": budget, "seed": seed, "watched": 32}
+    settings |= {"device": str(teacher.device), "precision": teacher.precision}
+    with watch("distilling", "images") as progress:
+        student = distill(teacher, "sfd", out=folder, progress=progress, tell=tell, **settings)
+    drawn = student.sample(count, seed=seed, labels=bench.labels, batch_size=count)
+    measure("student", f"SFD, {student.recipe['cost']['seconds']:.0f} s of training", student.calls, drawn)
+
+    shutil.rmtree(home / "export", ignore_errors=True)
+    student.export(home / "export")
     demo = Demo(
         count=count,
-        calls=levels,
-        reference=f"{FINE[0]}, {fine} calls",
-        check=f"{FINE[1]}, {fine} calls",
+        reference=f"{FINE[0]}, {REFERENCE} calls",
         accuracy=root_mean_square(check, reference),
-        entries=tuple(results),
-        picture=str(Path(out) / "solvers.png"),
+        rows=tuple(sorted(images, key=lambda row: row.distance)),
+        trained=dict(student.recipe["cost"]),
+        picture=str(home / "demo.png"),
+        student=str(folder),
+        export=str(home / "export"),
         seconds=time.perf_counter() - begin,
     )
-    save_png(draw(demo, teacher.name, reference, results), demo.picture)
+    save_png(draw(demo, teacher.name, images), demo.picture)
     return demo
 
 
-def grids_for(process: Process) -> tuple[str, str]:
-    """The field's usual grid, and the one that this process is sampled on by default."""
-    usual = usual_schedule(process)
-    return "karras", "logsnr" if usual == "karras" else usual
-
-
-def draw(demo: Demo, name: str, reference: Tensor, results: dict[Entry, Tensor]) -> Image:
-    """The teacher at its best on top, the best way at fewer and fewer calls below, then the plainest; one noise a column."""
-    few = min(demo.calls)
-    plain = next(entry for entry in demo.entries if (entry.solver, entry.calls) == ("euler", few))
-    shown = [*(demo.best(calls) for calls in sorted(demo.calls, reverse=True)), plain]
-    rows = [(f"teacher at its best\n{demo.reference}", reference)]
-    rows += [
-        (f"{entry.calls} calls, RMSE {entry.cell}\n{entry.solver} on {entry.grid}", results[entry]) for entry in shown
+def draw(demo: Demo, name: str, images: dict[Row, Tensor]) -> Image:
+    """The teacher at its leisure, the student, then the teacher at as many calls: its best way and the plainest."""
+    student, best = demo.student_row, demo.best_solver
+    many = next(row for row in demo.rows if row.calls == MANY)
+    plain = next(row for row in demo.rows if row.how == "euler on karras")
+    shown = [many, student, best, plain]
+    rows = [
+        (f"{row.who}, {row.calls} calls\n{row.how}\nRMSE {row.distance:.3f}", images[row][:COLUMNS]) for row in shown
     ]
-    return labelled_rows(
-        [(label, images[:COLUMNS]) for label, images in rows], title=f"{name}: the same noise in each column"
-    )
+    return labelled_rows(rows, title=f"{name}: the same noise in each column")

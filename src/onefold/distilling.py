@@ -16,6 +16,7 @@ from onefold.student import Student, load_student
 from onefold.teachers import load_teacher
 from onefold.training.folder import RunFolder
 from onefold.training.loop import Engine, ignore
+from onefold.training.outlook import Outlook
 from onefold.training.start import start_processes
 
 
@@ -32,28 +33,42 @@ def distill(
     """A fast student of a teacher; the run folder then holds it as `student/`. The same call goes on where it stopped."""
     named = {"teacher": teacher.name if isinstance(teacher, Denoiser) else teacher, "method": method, "out": out}
     given = {key: str(value) for key, value in named.items() if value is not None}
-    values = {**(read_yaml(config) if config else {}), **settings, **given}
-    make, kind = find(values.get("method", "sfd"))
-    chosen = build(kind, values)
-    say = tell or ignore
+    chosen = choose({**(read_yaml(config) if config else {}), **settings, **given})
+    RunFolder(Path(chosen.out)).check(chosen.model_dump(mode="json"))
+    engine = build_engine(chosen, teacher, progress, tell or ignore)
+    with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):
+        engine.run()
+    return load_student(Path(chosen.out) / "student", device=str(engine.device), precision=engine.precision)
+
+
+def plan(teacher: str | Path | Denoiser, method: str = "sfd", *, tell: Tell | None = None, **settings: Any) -> Outlook:
+    """What `distill` with these settings would cost, from a few of its steps; nothing is kept or written."""
+    name = teacher.name if isinstance(teacher, Denoiser) else str(teacher)
+    chosen = choose({"out": "plan", **settings, "teacher": name, "method": method, "trackers": []})
+    engine = build_engine(chosen, teacher, None, tell or ignore)
+    with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):
+        return engine.rehearse()
+
+
+def choose(values: dict[str, Any]) -> Any:
+    """The settings class of the method, filled."""
+    return build(find(values.get("method", "sfd"))[1], values)
+
+
+def build_engine(chosen: Any, teacher: str | Path | Denoiser | None, progress: Progress | None, say: Tell) -> Engine:
     device, device_reason = choose_device(chosen.device)
     precision, precision_reason = choose_precision(chosen.precision, device)
     say(f"device {device_reason}; precision {precision_reason}")
     loaded = teacher if isinstance(teacher, Denoiser) else load_teacher(chosen.teacher, device=str(device))
-    loaded = loaded.replace(precision=precision).to(device)
-    RunFolder(Path(chosen.out)).check(chosen.model_dump(mode="json"))
-    accelerator = start_processes(device, chosen)
-    engine = Engine(
-        make(loaded, chosen),
+    method = find(chosen.method)[0](loaded.replace(precision=precision).to(device), chosen)
+    return Engine(
+        method,
         chosen,
         chosen.model_dump(mode="json"),
-        accelerator,
+        start_processes(device, chosen),
         precision=precision,
         result="student",
         identity={"teacher": loaded.card.get("sha256")},
         progress=progress,
         tell=say,
     )
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        engine.run()
-    return load_student(Path(chosen.out) / "student", device=str(device), precision=precision)

@@ -80,12 +80,14 @@ def number(text: str) -> int | float | None:
 
 
 def command_line(words: Sequence[str], settings: Settings, options: Container[str], left_out: set[str]) -> str:
-    """The command line that gives these settings: what differs from the defaults, as options or with --set."""
+    """The command that gives these settings: what differs from the defaults, as options or with --set, and where to."""
     line = list(words)
-    for name, value in settings.model_dump(mode="json", exclude_defaults=True, exclude=left_out).items():
+    values = settings.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
+    out = values.pop("out")
+    for name, value in values.items():
         text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
         line += [f"--{name.replace('_', '-')}", text] if name in options else ["--set", f"{name}={text}"]
-    return shlex.join(line)
+    return shlex.join([*line, "--out", out])
 
 
 def described(kind: type[Settings]) -> list[tuple[str, str, str]]:

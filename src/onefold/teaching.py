@@ -88,7 +88,7 @@ class Teaching:
         self, denoiser: Denoiser, train: Stream, held_out: ImageData, settings: TeachSettings, command: str
     ) -> None:
         self.denoiser, self.train, self.settings, self.command = denoiser, train, settings, command
-        self.networks = {"unet": denoiser.module}
+        self.networks, self.frozen = {"unet": denoiser.module}, dict[str, torch.nn.Module]()
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "main": torch.optim.Adam(denoiser.module.parameters(), lr=settings.lr)
         }
@@ -288,5 +288,5 @@ def teach(
 
 def command_of(settings: TeachSettings) -> str:
     """The command that makes this teacher again."""
-    options = ("budget", "batch_size", "seed", "precision", "process", "size", "out")
+    options = ("budget", "batch_size", "seed", "precision", "process", "size")
     return command_line(["onefold", "teach", settings.data], settings, options, {"data", "device"})

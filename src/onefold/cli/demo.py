@@ -1,4 +1,4 @@
-"""onefold demo: what good solvers reach with a bundled teacher, in a table and a picture."""
+"""onefold demo: from a bundled teacher to a shipped student in minutes, in a picture and a table."""
 
 from __future__ import annotations
 
@@ -21,45 +21,53 @@ def register(app: typer.Typer) -> None:
 
 def demo_command(
     teacher: Annotated[str, typer.Option(help="A bundled teacher's name, or a folder with a model.")] = "fashion28",
-    out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("demo"),
-    count: Annotated[int, typer.Option(min=1, help="How many images to compare.")] = 16,
-    seed: Annotated[int, typer.Option(help="Names the noise that all solvers start from.")] = 0,
+    calls: Annotated[int, typer.Option(min=1, help="Network calls of the student.")] = 4,
+    budget: Annotated[str, typer.Option(help="How long to distil: time (30s, 3m) or images (5k).")] = "3m",
+    out: Annotated[Path, typer.Option(help="Folder for the picture, the run and the export.")] = Path("demo"),
+    count: Annotated[int, typer.Option(min=1, help="How many images to compare.")] = 32,
+    seed: Annotated[int, typer.Option(help="Names the noise of the comparison and of the training.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps; auto says why.")] = "auto",
     precision: Annotated[
         str, typer.Option(help="fp32, bf16, fp16 or auto; fp32 makes the numbers comparable.")
     ] = "fp32",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer solvers and a coarser reference.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Show what good solvers reach at 4, 8 and 16 calls."""
+    """Distil a bundled model to 4 network calls, and compare it with good solvers."""
     must_be_writable(out)
     from onefold.demo import run
     from onefold.progress import terminal_progress
     from onefold.teachers import load_teacher
 
     model = load_teacher(teacher, device=device, precision=precision, tell=tell)
-    with terminal_progress("comparing solvers", unit="calls") as progress:
-        demo = run(model, count=count, seed=seed, out=out, quick=quick, progress=progress)
+    demo = run(model, out=out, calls=calls, budget=budget, count=count, seed=seed, watch=terminal_progress, tell=tell)
     if as_json:
         say_json(demo.as_dict())
     else:
-        show(demo, teacher, "" if model.classes is None else f" --labels 0-{model.classes - 1}")
+        show(demo, teacher)
 
 
-def show(demo: Demo, teacher: str, classes: str) -> None:
-    say(
-        f"{demo.count} images of {teacher} from the same noise: distance (RMSE, pixels in [-1, 1]) to the teacher's own fine\n"
-        f"solution ({demo.reference}), accurate to {demo.accuracy:.4f} ({demo.check}). * is the best of a column;\nheun makes two calls a step, and its steps are too long for few calls.\n"
+def show(demo: Demo, teacher: str) -> None:
+    rows = [(row.who, row.how, str(row.calls), f"{row.distance:.4f}") for row in demo.rows]
+    student = demo.student_row
+    verdict = (
+        f"With {student.calls} calls the student is {demo.ratio:.1f} times nearer to its teacher than the best solver."
+        if demo.ratio > 1
+        else f"Within this budget the student did not come nearer to its teacher than the best solver ({demo.ratio:.2f})."
     )
-    header = ["solver", "grid", *(f"{calls} calls" for calls in demo.calls)]
-    say(table(header, demo.cells(), right=range(2, len(header))))
-    say(f"\nThe pictures: {demo.picture} ({demo.seconds:.0f} s in all)")
-    best = demo.best(sorted(demo.calls)[1])
-    how = f"--calls {best.calls} --solver {best.solver} --grid {best.grid}"
     say(
-        "\nTry next:\n"
-        f"  {program()} sample {shlex.quote(teacher)} --count 100{classes} {how} --out hundred.png\n"
-        f"  {program()} distill digits8 --calls 4 --budget 2m --out runs/digits4\n"
-        f"  {program()} teachers\n"
-        f"  {program()} teach digits --budget 2m --out runs/digits    (your own images: a folder in place of digits)"
+        f"\n{demo.count} images of {teacher} from the same noise: distance (RMSE, pixels in [-1, 1]) to its fine solution"
+    )
+    say(f"({demo.reference}), which is accurate to {demo.accuracy:.4f}.\n")
+    say(table(("", "", "calls", "distance"), rows, right=(2, 3)))
+    say(f"\n{verdict}\n")
+    export, student_folder = shlex.quote(demo.export), shlex.quote(demo.student)
+    say(
+        f"The picture:   {demo.picture}\n"
+        f"The student:   {demo.student}  ({demo.trained['images']:,} trajectories, {demo.trained['seconds']:.0f} s)\n"
+        f"For diffusers: {demo.export}  (README.md there says how)\n"
+        f"\nAll of it took {demo.seconds / 60:.1f} minutes. Try next:\n"
+        f"  {program()} sample {student_folder} --count 100 --out hundred.png\n"
+        f"  {program()} distill {shlex.quote(teacher)} --calls 2 --budget 10m --out runs/two\n"
+        f"  {program()} plan {shlex.quote(teacher)} --calls 1 --budget 100k\n"
+        f"  {program()} export {student_folder} --out my-student    (as it is in {export})"
     )

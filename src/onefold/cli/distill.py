@@ -1,4 +1,4 @@
-"""onefold distill and onefold methods: make a model fast, and the ways to do it."""
+"""onefold distill, plan and methods: make a model fast, what that would cost, and the ways to do it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ import typer
 from onefold.cli.common import program, say, say_json, table, tell
 from onefold.cli.running import BatchSize, Budget, Config, Device, Out, Precision, Seed, Sets, gather
 
+Preset = Annotated[
+    str | None, typer.Option(help="Published settings; `onefold methods sfd` lists them.", show_default=False)
+]
+
 
 def register(app: typer.Typer) -> None:
     app.command("distill")(distill_command)
+    app.command("plan")(plan_command)
     app.command("methods")(methods_command)
 
 
@@ -24,6 +29,7 @@ def distill_command(
     method: Annotated[str | None, typer.Option(help="How; `onefold methods` tells.", show_default=False)] = None,
     calls: Annotated[int | None, typer.Option(help="Network calls of the student.", show_default=False)] = None,
     budget: Budget = None,
+    preset: Preset = None,
     out: Out = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
@@ -37,7 +43,7 @@ def distill_command(
 
     For the settings of a method: onefold methods sfd
     """
-    words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "out": out}
+    words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "preset": preset, "out": out}
     words |= {"batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
     needs = {"teacher": "TEACHER (a bundled name or a folder)", "out": "--out (a run folder)"}
     example = "onefold distill digits8 --calls 4 --budget 2m --out runs/digits4"
@@ -46,6 +52,7 @@ def distill_command(
 
 
 def run(values: dict[str, Any], *, as_json: bool) -> None:
+    from onefold.card import PICTURE
     from onefold.distilling import distill
     from onefold.methods import find
     from onefold.progress import terminal_progress
@@ -66,8 +73,42 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
         f"A student of {student.calls} call{'s' * (student.calls > 1)} is in {folder} ({cost['images']:,} images, {cost['seconds']:.0f} s).\n"
         f"Distance to the teacher's fine solution, {evidence['images']} images from the same noise: "
         f"student {evidence['student']:.4f}, best solver at as many calls {evidence['solvers'][best]:.4f} ({best}).\n"
-        f"Pictures of it: {program()} sample {shlex.quote(str(folder))} --count 64 --out pictures.png"
+        + (f"Published: {student.recipe['published']}.\n" if student.recipe["published"] else "")
+        + f"Beside its control: {folder / PICTURE}\n"
+        f"Use it: {program()} sample {shlex.quote(str(folder))} --count 64 --out pictures.png\n"
+        f"Ship it: {program()} export {shlex.quote(str(folder))} --out my-student"
     )
+
+
+def plan_command(
+    teacher: Annotated[
+        str, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
+    ],
+    method: Annotated[str | None, typer.Option(help="How; `onefold methods` tells.", show_default=False)] = None,
+    calls: Annotated[int | None, typer.Option(help="Network calls of the student.", show_default=False)] = None,
+    budget: Budget = None,
+    preset: Preset = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    precision: Precision = None,
+    config: Config = None,
+    settings: Sets = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Tell what a distillation would cost, from a few of its steps.
+
+    Takes the options of `onefold distill`; nothing is kept or written.
+    """
+    words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "preset": preset}
+    words |= {"batch_size": batch_size, "device": device, "precision": precision}
+    values = gather(words, config, settings, {}, "onefold plan digits8 --calls 4 --budget 200k")
+    from onefold.distilling import plan
+
+    outlook = plan(**values, tell=tell)
+    if as_json:
+        say_json(outlook.as_dict())
+    else:
+        say(outlook.line)
 
 
 def methods_command(
@@ -89,3 +130,5 @@ def methods_command(
     else:
         rows = [(row["name"], row["default"], row["description"]) for row in known[name]["settings"]]
         say(table(("setting", "default", "meaning"), rows))
+        for preset, values in known[name]["presets"].items():
+            say(f"\n--preset {preset}: " + ", ".join(f"{key}={value}" for key, value in values.items()))

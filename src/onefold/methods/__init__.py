@@ -35,7 +35,11 @@ def table() -> dict[str, dict[str, Any]]:
     for name in METHODS:
         method, settings = find(name)
         rows = [{"name": n, "default": d, "description": t} for n, d, t in described(settings)]
-        found[name] = {"description": (method.__doc__ or "").strip().splitlines()[0], "settings": rows}
+        found[name] = {
+            "description": (method.__doc__ or "").strip().splitlines()[0],
+            "settings": rows,
+            "presets": {name: dict(values) for name, values in settings.presets.items()},
+        }
     return found
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from onefold.denoiser import Denoiser
+from onefold.errors import UserError, suggest
 from onefold.grids import Grid
 from onefold.losses import root_mean_square
 from onefold.pictures import labelled_rows
@@ -20,7 +22,7 @@ from onefold.sampling import sample
 from onefold.settings import command_line
 from onefold.solvers import AFS
 from onefold.student import Student
-from onefold.training.contract import Networks
+from onefold.training.contract import Draw, Networks
 from onefold.training.settings import RunSettings
 from onefold.version import versions
 
@@ -34,20 +36,39 @@ class DistillSettings(RunSettings):
 
     teacher: str = Field(description="bundled name or folder of the model to make fast")
     method: str = Field("sfd", description="how; `onefold methods` tells them apart")
+    preset: str | None = Field(
+        None, description="published settings under this name; what is given besides comes first"
+    )
     calls: int = Field(4, ge=1, description="network calls of the student")
     watched: int = Field(
         64, ge=1, description="images from fixed noise on which the distance to the teacher is measured"
     )
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def fill_from_preset(cls, values: Any) -> Any:
+        name = values.get("preset")
+        if name is None:
+            return values
+        if name not in cls.presets:
+            raise UserError(f"unknown preset {name!r}{suggest(str(name), cls.presets)}")
+        return {**cls.presets[name], **values}
+
 
 class Distillation:
-    """A student beside its teacher. Methods add `prepare`, `updates` and `learning_rate`."""
+    """A student beside its teacher. Methods add `updates` and `learning_rate`, and their optimisers."""
+
+    optimizers: dict[str, torch.optim.Optimizer]
 
     def __init__(self, teacher: Denoiser, grid: Grid, afs: AFS | None, settings: DistillSettings) -> None:
+        check_range(teacher, grid)
         self.teacher, self.grid, self.afs, self.settings = teacher, grid, afs, settings
         network: nn.Module = copy.deepcopy(teacher.module).requires_grad_(True)
         self.student = teacher.replace(network=network)
         self.networks: dict[str, nn.Module] = {"student": network}
+        self.frozen: dict[str, nn.Module] = {"teacher": teacher.module}
         self.averaged: tuple[str, ...] = ("student",)
         self.reference: Tensor | None = None
         self.drawn: Tensor | None = None
@@ -56,6 +77,11 @@ class Distillation:
     @property
     def calls(self) -> int:
         return self.grid.calls - (self.afs is not None)
+
+    def prepare(self, draw: Draw) -> dict[str, Tensor]:
+        """Fresh noise z, and a class for each row: all that a method without data needs."""
+        tensors = {"z": draw.noise(self.teacher.shape)}
+        return tensors | ({"labels": draw.labels(self.teacher.classes)} if self.teacher.classes else {})
 
     def as_student(self, networks: Networks, cost: Mapping[str, Any] | None = None) -> Student:
         """With its cost comes the evidence; without, it is only to be sampled."""
@@ -66,6 +92,7 @@ class Distillation:
             "teacher": {"name": self.teacher.name, "sha256": self.teacher.card.get("sha256")},
             "cost": dict(cost or {}),
             "evidence": self.evidence(networks) if cost else {},
+            "published": self.published(),
             "versions": versions(),
         }
         denoiser = self.teacher.replace(network=networks["student"])
@@ -77,8 +104,12 @@ class Distillation:
         """The command that makes this student again."""
         chosen = self.settings
         words = ["onefold", "distill", chosen.teacher, "--method", chosen.method, "--calls", str(chosen.calls)]
-        options = ("budget", "batch_size", "seed", "precision", "out")
+        options = ("budget", "batch_size", "seed", "precision", "preset")
         return command_line(words, chosen, options, {"teacher", "method", "calls", "device"})
+
+    def published(self) -> str | None:
+        """What the paper reports where the settings are its own, to stand beside the result."""
+        return None
 
     def teacher_at_its_best(self) -> Tensor:
         """Drawn once: the images that the student's are measured against, from the same noise."""
@@ -138,3 +169,18 @@ class Distillation:
 
     def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:
         self.as_student(networks, cost).save(folder)
+
+
+def check_range(teacher: Denoiser, grid: Grid) -> None:
+    """The levels at which networks are called must be levels that the teacher knows."""
+    process, (top, *_, lowest) = teacher.process, grid.sigmas[:-1].tolist() * 2
+    if top > process.sigma_max * (1 + 1e-6) or lowest < process.sigma_min * (1 - 1e-6):
+        raise UserError(
+            f"the grid calls the network from sigma {top:.6g} down to {lowest:.6g}, but {teacher.name!r} knows "
+            f"{process.sigma_max:.6g} to {process.sigma_min:.6g}; give levels inside, or leave sigma_min and sigma_max out"
+        )
+    if math.isinf(top) and teacher.prediction == "eps":
+        raise UserError(
+            f"the grid starts at sigma = inf, where the eps-prediction of {teacher.name!r} says nothing about the image; "
+            "set sigma_max to a finite level"
+        )

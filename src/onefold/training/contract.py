@@ -58,6 +58,10 @@ class Draw:
     def integers(self, bound: int, stream: int = 0) -> Tensor:
         return (self.uniform(stream) * bound).long()
 
+    def labels(self, classes: int) -> Tensor:
+        """A class for each row, apart from all other numbers."""
+        return self.integers(classes, seeds.LABEL)
+
 
 @dataclass
 class Batch:
@@ -70,6 +74,11 @@ class Batch:
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
+    @property
+    def conditions(self) -> dict[str, Tensor]:
+        """What a denoiser is told beside the state."""
+        return {name: self.tensors[name] for name in ("labels",) if name in self.tensors}
+
 
 Networks = Mapping[str, nn.Module]
 
@@ -77,7 +86,8 @@ Networks = Mapping[str, nn.Module]
 class Method(Protocol):
     """The engine's view of a method."""
 
-    networks: dict[str, nn.Module]
+    networks: dict[str, nn.Module]  # that learn, and are saved
+    frozen: dict[str, nn.Module]  # that are only asked
     optimizers: dict[str, torch.optim.Optimizer]
     averaged: tuple[str, ...]  # names of networks that have an EMA
 

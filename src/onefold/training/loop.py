@@ -26,6 +26,7 @@ from onefold.training.contract import Batch, Draw, Method, Update
 from onefold.training.ema import Averages
 from onefold.training.folder import RunFolder
 from onefold.training.logs import Window
+from onefold.training.outlook import Outlook, Watch
 from onefold.training.pace import Pace, Stopped
 from onefold.training.settings import RunSettings
 from onefold.training.sharing import average, rows_of
@@ -123,10 +124,28 @@ class Engine:
         if self.step == 0:
             self.look()
         self.report(self.images, self.expected_images, begin=True)
+        watch = self.watch()
         with Ahead(self.draw, self.step) as batches:
             while self.progress < 1:
                 self.train_step(next(batches))
+                if watch.tick():
+                    self.tell(self.outlook(watch).line)
                 self.after_step()
+
+    def rehearse(self) -> Outlook:
+        """A few steps that are kept nowhere: what the run would cost."""
+        self.prepare_networks()
+        watch = self.watch()
+        while True:
+            self.train_step(self.draw(self.step))
+            if watch.tick():
+                return self.outlook(watch)
+
+    def watch(self) -> Watch:
+        return Watch({**self.method.frozen, **self.method.networks}, self.device)
+
+    def outlook(self, watch: Watch) -> Outlook:
+        return watch.outlook(self.budget, self.settings.batch_size, self.world)
 
     def after_step(self) -> None:
         due = self.pace.tick(self.images)
@@ -199,26 +218,38 @@ class Engine:
         streams = [self.method.updates(batch) for batch in batches]
         while self.next_update(streams):
             pass
+        if self.method.averaged and self.followed != self.step:
+            raise RuntimeError("a batch marked no update for the averages; mark its last with ema=True")
         self.step += 1
 
     def next_update(self, streams: list[Iterator[Update]]) -> bool:
         """The next update of every micro-batch, one after the other so that only one graph is alive, then the step."""
-        update = next(streams[0], None)
+        update = self.advance(streams[0])
         if update is None:
-            if any(next(stream, None) is not None for stream in streams[1:]):
+            if any(self.advance(stream) is not None for stream in streams[1:]):
                 raise RuntimeError("micro-batches yielded unequal numbers of updates")
             return False
         name, averaged = update.optimizer, update.ema
         self.method.optimizers[name].zero_grad(set_to_none=True)
         self.backward(update)
         for stream in streams[1:]:
-            update = next(stream, None)
-            if update is None or update.optimizer != name:
-                raise RuntimeError(f"micro-batches went apart: expected an update of {name!r}")
+            update = self.advance(stream)
+            if update is None:
+                raise RuntimeError("micro-batches yielded unequal numbers of updates")
+            if update.optimizer != name:
+                raise RuntimeError(f"micro-batches went apart: updates of {name!r} and {update.optimizer!r} met")
             self.backward(update)
         del update
         self.apply(name, averaged)
         return True
+
+    def advance(self, stream: Iterator[Update]) -> Update | None:
+        update = next(stream, None)
+        if not torch.is_grad_enabled() or torch.is_autocast_enabled(self.device.type):
+            raise RuntimeError(
+                "a method yielded inside a `with` of autocast or no_grad, which is then open elsewhere too"
+            )
+        return update
 
     def backward(self, update: Update) -> None:
         loss = update.loss / len(self.rows)

@@ -1,0 +1,1 @@
+"""Evidence: what is compared with what, on the same noise."""

@@ -1,0 +1,148 @@
+"""What good solvers reach with a teacher at few calls: a comparison that needs no reference but the teacher itself."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+from torch import Tensor
+
+from onefold.denoiser import Denoiser
+from onefold.grids import usual_schedule
+from onefold.losses import root_mean_square
+from onefold.pictures import labelled_rows, save_png
+from onefold.process import Process
+from onefold.progress import Progress, silent
+from onefold.sampling import sample
+
+SOLVERS = ("euler", "heun", "dpmpp2m", "dpmpp3m", "unipc2", "ipndm3")
+CALLS = (4, 8, 16)
+# Two fine solutions by different formulas: how far they are apart says how far either can be trusted.
+FINE = ("dpmpp3m_exact", "ipndm4")
+FAILED = 1.0  # pixels in [-1, 1] that are this far off are no picture
+COLUMNS = 10  # of the picture
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One solver on one grid at one number of calls; `counted` calls were really made."""
+
+    solver: str
+    grid: str
+    calls: int
+    counted: int
+    distance: float
+
+    @property
+    def cell(self) -> str:
+        made = "" if self.counted == self.calls else f" ({self.counted} calls)"
+        return ("fails" if not self.distance < FAILED else f"{self.distance:.4f}") + made
+
+
+@dataclass(frozen=True)
+class Comparison:
+    count: int
+    calls: tuple[int, ...]
+    reference: str
+    check: str  # another fine solution ...
+    accuracy: float  # ... and how far it is from the reference: smaller distances say nothing
+    entries: tuple[Entry, ...]
+    picture: str
+    seconds: float
+
+    def best(self, calls: int) -> Entry:
+        return min((entry for entry in self.entries if entry.calls == calls), key=lambda entry: entry.distance)
+
+    def cells(self) -> list[list[str]]:
+        """Rows of the printed table: solver, grid and the distance at each number of calls; a star at the best."""
+        rows: dict[tuple[str, str], list[str]] = {}
+        for entry in self.entries:
+            row = rows.setdefault((entry.solver, entry.grid), [entry.solver, entry.grid])
+            row.append(entry.cell + ("*" if entry == self.best(entry.calls) else " "))
+        return list(rows.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Bench:
+    """A teacher, its start noise and labels: the same for every solver."""
+
+    def __init__(self, teacher: Denoiser, count: int, seed: int, budget: int, progress: Progress) -> None:
+        self.teacher, self.count, self.seed, self.budget, self.progress = teacher, count, seed, budget, progress
+        self.labels = [index % teacher.classes for index in range(count)] if teacher.classes else None
+        self.done = 0
+        progress(0, budget)
+
+    def images(self, solver: str, calls: int, grid: str = "karras") -> tuple[Tensor, int]:
+        """Images and the calls they cost."""
+        before = self.teacher.calls
+        images = sample(
+            self.teacher,
+            self.count,
+            solver=solver,
+            calls=calls,
+            grid=grid,
+            seed=self.seed,
+            labels=self.labels,
+            batch_size=self.count,
+        )
+        self.done += calls
+        self.progress(self.done, self.budget, solver=solver)
+        return images.float().cpu(), self.teacher.calls - before
+
+
+def compare_solvers(
+    teacher: Denoiser,
+    *,
+    count: int = 16,
+    seed: int = 0,
+    out: str | Path,
+    quick: bool = False,
+    progress: Progress = silent,
+) -> Comparison:
+    """Compares solvers on the same noise and writes `solvers.png` into `out`."""
+    begin = time.perf_counter()
+    solvers, levels, fine = (SOLVERS[::2], CALLS[:2], 48) if quick else (SOLVERS, CALLS, 128)
+    runs = [(solver, grid, calls) for grid in grids_for(teacher.process) for solver in solvers for calls in levels]
+    bench = Bench(teacher, count, seed, 2 * fine + sum(calls for *_, calls in runs), progress)
+    reference, check = (bench.images(solver, fine)[0] for solver in FINE)
+    results: dict[Entry, Tensor] = {}
+    for solver, grid, calls in runs:
+        images, counted = bench.images(solver, calls, grid)
+        results[Entry(solver, grid, calls, counted, root_mean_square(images, reference))] = images
+    comparison = Comparison(
+        count=count,
+        calls=levels,
+        reference=f"{FINE[0]}, {fine} calls",
+        check=f"{FINE[1]}, {fine} calls",
+        accuracy=root_mean_square(check, reference),
+        entries=tuple(results),
+        picture=str(Path(out) / "solvers.png"),
+        seconds=time.perf_counter() - begin,
+    )
+    save_png(draw(comparison, teacher.name, reference, results), comparison.picture)
+    return comparison
+
+
+def grids_for(process: Process) -> tuple[str, str]:
+    """The field's usual grid, and the one that this process is sampled on by default."""
+    usual = usual_schedule(process)
+    return "karras", "logsnr" if usual == "karras" else usual
+
+
+def draw(comparison: Comparison, name: str, reference: Tensor, results: dict[Entry, Tensor]) -> Image:
+    """The teacher at its best on top, the best way at fewer and fewer calls below, then the plainest; one noise a column."""
+    few = min(comparison.calls)
+    plain = next(entry for entry in comparison.entries if (entry.solver, entry.calls) == ("euler", few))
+    shown = [*(comparison.best(calls) for calls in sorted(comparison.calls, reverse=True)), plain]
+    rows = [(f"teacher at its best\n{comparison.reference}", reference)]
+    rows += [
+        (f"{entry.calls} calls, RMSE {entry.cell}\n{entry.solver} on {entry.grid}", results[entry]) for entry in shown
+    ]
+    return labelled_rows(
+        [(label, images[:COLUMNS]) for label, images in rows], title=f"{name}: the same noise in each column"
+    )
