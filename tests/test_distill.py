@@ -142,7 +142,7 @@ def test_a_plan_counts_what_a_run_costs_and_writes_nothing(tmp_path: Path, monke
     assert outlook.calls == {"teacher": 9, "student": 2}  # K N, and a call for each trained step
     assert outlook.images == 1008 and outlook.seconds == pytest.approx(63 * outlook.seconds_per_batch)
     assert outlook.memory > 2**20 and "1,008 images" in outlook.line
-    timed = onefold.plan("digits8", calls=1, afs=None, budget="10m", batch_size=16, device="cpu")
+    timed = onefold.plan("digits8", calls=1, parts=4, afs=None, budget="10m", batch_size=16, device="cpu")
     assert timed.seconds == 600 and timed.calls == {"teacher": 4, "student": 1}
     assert not list(tmp_path.iterdir())
 
@@ -151,10 +151,10 @@ def test_distill_says_what_to_expect(tmp_path: Path, capsys: pytest.CaptureFixtu
     words = ["--calls", "1", "--budget", "96", "--batch-size", "16", "--device", "cpu", "--set", "watched=4"]
     assert main(["distill", "digits8", *words, "--out", str(tmp_path / "one")]) == 0
     said = capsys.readouterr()
-    assert "expected: 96 images in about" in said.err and "8 of the teacher and 1 of the student calls" in said.err
+    assert "expected: 96 images in about" in said.err and "6 of the teacher and 1 of the student calls" in said.err
     assert "onefold export" in said.out or "export" in said.out
     assert main(["plan", "digits8", *words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["calls"] == {"teacher": 8, "student": 1}
+    assert json.loads(capsys.readouterr().out)["calls"] == {"teacher": 6, "student": 1}
 
 
 def test_presets_hold_the_published_settings(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ One optimiser update a step, so memory does not grow with N. With an analytic fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
-from onefold.grids import End, Grid, explicit, make_grid
+from onefold.grids import End, Grid, explicit, make_grid, usual_schedule
 from onefold.losses import Loss, Reduction, distance
 from onefold.methods.base import Distillation, DistillSettings
 from onefold.solvers import AFS, analytic_denoised, euler_step
@@ -70,19 +71,21 @@ class SFDSettings(DistillSettings):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
-    parts: int = Field(4, ge=1, description="K: teacher steps in one student step")
-    solver: str = Field("dpmpp3m", description="of the teacher")
+    batch_size: int = Field(32, ge=1, description="trajectories a batch, over all processes and micro-batches")
+    parts: int = Field(3, ge=1, description="K: teacher steps in one student step (published: 4)")
+    solver: str = Field("ipndm3", description="of the teacher (published: dpmpp3m)")
     grid: str | list[float] = Field(
         "auto",
         description="the student's levels: a schedule (auto by process; published: karras) or a falling list with its end",
     )
-    end: End = Field(
-        "zero", description="the last call: zero gives the clean image, sigma_min stops at that level (as published)"
+    end: End | Literal["auto"] = Field(
+        "auto",
+        description="zero: the last call gives the clean image; sigma_min: it stops there (as published); auto is zero for grids in time, whose last level is worth a call, and otherwise sigma_min",
     )
     sigma_min: float | None = Field(None, gt=0, description="the lowest level; null is the teacher's own")
     sigma_max: float | None = Field(None, gt=0, description="where sampling starts; null is the teacher's own")
     afs: AFS | None = Field("ve", description="analytic first step, which spares a call: ve, vp (as published) or null")
-    loss: Loss = Field("l1", description="l1, l2, huber or pseudo_huber")
+    loss: Loss = Field("pseudo_huber", description="l1 (as published), l2, huber or pseudo_huber")
     reduction: Reduction = Field("sum", description="over an image's pixels: sum (as published) or mean")
     domain: Literal["sample", "x0"] = Field(
         "sample", description="compare the states (as published) or the denoised images that lead there"
@@ -94,14 +97,17 @@ class SFDSettings(DistillSettings):
     guidance: float = Field(
         1.0, description="guidance folded into the teacher's target; 1 leaves it out (as published)"
     )
-    dropout: bool = Field(True, description="keep the network's dropout active in training (as published)")
+    dropout: bool = Field(False, description="keep the network's dropout active in training (as published)")
     lr: float = Field(
-        5e-4,
+        2e-4,
         gt=0,
-        description="of Adam; 5e-4 suits about a million parameters, published are 5e-5 (CIFAR-10) and 1e-5 (ImageNet 64)",
+        description="of Adam; 2e-4 suits about a million parameters, published are 5e-5 (CIFAR-10) and 1e-5 (ImageNet 64)",
     )
     warmup: float = Field(
         0.0, ge=0, lt=1, description="share of the budget over which the learning rate rises; 0 as published"
+    )
+    schedule: Literal["cosine", "drop"] = Field(
+        "cosine", description="the learning rate falls to 0 along a cosine, or once, by lr_drop at half (as published)"
     )
     lr_drop: float = Field(0.1, gt=0, le=1, description="factor on the learning rate after half of the budget")
     clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip (as published)")
@@ -156,8 +162,11 @@ class SFD(Distillation):
         return distance(kind, y, state, reduction)
 
     def learning_rate(self, _optimizer: str, _images: int, progress: float) -> float:
-        rising = min(1.0, progress / self.settings.warmup) if self.settings.warmup else 1.0
-        return self.settings.lr * rising * (self.settings.lr_drop if progress >= 0.5 else 1.0)
+        chosen = self.settings
+        rising = min(1.0, progress / chosen.warmup) if chosen.warmup else 1.0
+        if chosen.schedule == "cosine":
+            return chosen.lr * rising * (1 + math.cos(math.pi * progress)) / 2
+        return chosen.lr * rising * (chosen.lr_drop if progress >= 0.5 else 1.0)
 
     def published(self) -> str | None:
         if self.settings.preset is None:
@@ -176,7 +185,7 @@ def student_grid(teacher: Denoiser, settings: SFDSettings) -> Grid:
     ends = {"sigma_min": settings.sigma_min, "sigma_max": settings.sigma_max}
     given = {name: level for name, level in ends.items() if level is not None}
     if isinstance(settings.grid, list):
-        grid = explicit(settings.grid, process=teacher.process, end=settings.end)
+        grid = explicit(settings.grid, process=teacher.process, end=chosen_end(settings, settings.grid[-1:] == [0]))
         if grid.calls != steps or given:
             free = f", the first of them for the analytic step (afs={settings.afs})" if settings.afs else ""
             raise UserError(
@@ -184,5 +193,15 @@ def student_grid(teacher: Denoiser, settings: SFDSettings) -> Grid:
                 f"given are {grid.calls} levels and the end {float(grid.sigmas[-1]):g}: change the list or calls"
             )
     else:
-        grid = make_grid(settings.grid, teacher.process, steps, end=settings.end, **given)
+        schedule = usual_schedule(teacher.process) if settings.grid == "auto" else settings.grid
+        end = chosen_end(settings, schedule not in ("karras", "logsnr"))
+        grid = make_grid(schedule, teacher.process, steps, end=end, **given)
+    grid = grid if teacher.continuous_time else grid.snap(teacher.process)
     return grid if settings.afs != "ve" else grid.starting("ve")
+
+
+def chosen_end(settings: SFDSettings, to_zero: bool) -> End:
+    """karras and logsnr have their last level at sigma_min: a call from there to 0 would have nothing to do."""
+    if settings.end != "auto":
+        return settings.end
+    return "zero" if to_zero else "sigma_min"
