@@ -26,8 +26,8 @@ def distill_command(
     teacher: Annotated[
         str | None, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
     ] = None,
-    method: Annotated[str | None, typer.Option(help="How; `onefold methods` tells.", show_default=False)] = None,
-    calls: Annotated[int | None, typer.Option(help="Network calls of the student.", show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help="How (sfd); `onefold methods` tells.", show_default=False)] = None,
+    calls: Annotated[int | None, typer.Option(help="Network calls of the student (4).", show_default=False)] = None,
     budget: Budget = None,
     preset: Preset = None,
     out: Out = None,
@@ -84,8 +84,8 @@ def plan_command(
     teacher: Annotated[
         str, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
     ],
-    method: Annotated[str | None, typer.Option(help="How; `onefold methods` tells.", show_default=False)] = None,
-    calls: Annotated[int | None, typer.Option(help="Network calls of the student.", show_default=False)] = None,
+    method: Annotated[str | None, typer.Option(help="How (sfd); `onefold methods` tells.", show_default=False)] = None,
+    calls: Annotated[int | None, typer.Option(help="Network calls of the student (4).", show_default=False)] = None,
     budget: Budget = None,
     preset: Preset = None,
     batch_size: BatchSize = None,

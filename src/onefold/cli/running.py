@@ -14,7 +14,7 @@ from onefold.settings import parse_assignments, read_yaml
 
 Out = Annotated[Path | None, typer.Option(help="Run folder; the same command goes on in it.", show_default=False)]
 Budget = Annotated[
-    str | None, typer.Option(help="How long: images (200k, 1.5M) or time (30s, 5m, 2h).", show_default=False)
+    str | None, typer.Option(help="How long: images (200k, 1.5M) or time (30s, 5m, 2h); 30m.", show_default=False)
 ]
 BatchSize = Annotated[int | None, typer.Option(help="Images a step, over all processes.", show_default=False)]
 Seed = Annotated[int | None, typer.Option(help="Names every random draw of the run.", show_default=False)]
