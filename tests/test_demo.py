@@ -20,7 +20,7 @@ def test_the_demo_goes_the_whole_way(tmp_path: Path) -> None:
     distances = [row.distance for row in demo.rows]
     assert distances == sorted(distances) and demo.accuracy < min(distances)
     assert {row.calls for row in demo.rows} == {2, MANY} and sum(row.calls == MANY for row in demo.rows) == 1
-    assert demo.student_row.calls == 2 and demo.trained["images"] == 128
+    assert demo.student_row.calls == 2 and demo.trained["images"] == 96
     assert demo.ratio == demo.best_solver.distance / demo.student_row.distance
     with Image.open(demo.picture) as picture:
         assert picture.width > picture.height

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from onefold.progress import duration
+
 PICTURE = "samples.png"
 
 PAGE = """---
@@ -15,7 +17,7 @@ tags: [diffusion, distillation, few-step, onefold]
 
 {what}
 
-![the same noise in each column: the teacher at its best, the teacher with a good solver at as many calls, the student]({picture})
+![samples of the student, and of its teacher from the same noise]({picture})
 
 {usage}
 
@@ -41,7 +43,8 @@ def described(facts: Mapping[str, Any]) -> dict[str, str]:
     cost = facts.get("cost")
     if cost:
         processes = f", {cost['processes']} processes" * (cost["processes"] > 1)
-        rows["cost"] = f"{cost['images']:,} trajectories, {duration(cost['seconds'])} on {cost['device']}{processes}"
+        calls = "".join(f", {count:,} calls of the {name}" for name, count in cost["calls"].items())
+        rows["cost"] = f"{cost['images']:,} images{calls}, {duration(cost['seconds'])} on {cost['device']}{processes}"
     evidence = facts.get("evidence")
     if evidence:
         best = evidence["best_solver"]
@@ -66,9 +69,3 @@ def levels(facts: Mapping[str, Any]) -> str:
     shown = [f"{float(level):.4g}" for level in facts["grid"]["sigmas"]]
     first = " (the first step is analytic and costs no call)" if facts["afs"] else ""
     return f"sigma {', '.join(shown)}{first}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -9,6 +9,7 @@ import torch
 
 from onefold.denoiser import Denoiser
 from onefold.devices import choose_device, choose_precision
+from onefold.errors import UserError
 from onefold.methods import find
 from onefold.progress import Progress, Tell
 from onefold.settings import build, read_yaml
@@ -34,6 +35,10 @@ def distill(
     named = {"teacher": teacher.name if isinstance(teacher, Denoiser) else teacher, "method": method, "out": out}
     given = {key: str(value) for key, value in named.items() if value is not None}
     chosen = choose({**(read_yaml(config) if config else {}), **settings, **given})
+    if isinstance(teacher, Denoiser) and teacher.home is None:
+        raise UserError(
+            f"{teacher.name!r} did not come from a folder, so a student could not be saved; load it from one"
+        )
     RunFolder(Path(chosen.out)).check(chosen.model_dump(mode="json"))
     engine = build_engine(chosen, teacher, progress, tell or ignore)
     with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):

@@ -79,12 +79,19 @@ def number(text: str) -> int | float | None:
     return None
 
 
-def command_line(words: Sequence[str], settings: Settings, options: Container[str], left_out: set[str]) -> str:
-    """The command that gives these settings: what differs from the defaults, as options or with --set, and where to."""
-    line = list(words)
-    values = settings.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
+def command_line(
+    words: Sequence[str], settings: Settings, options: Container[str], said: set[str], left_out: set[str]
+) -> str:
+    """The command that gives these settings. `words` say those in `said`; what they do not imply follows, as an option or
+    with --set, and where to."""
+    line, values = list(words), settings.model_dump(mode="json")
     out = values.pop("out")
+    implied = (
+        type(settings).model_validate({"out": out} | {name: values[name] for name in said}).model_dump(mode="json")
+    )
     for name, value in values.items():
+        if value == implied[name] or name in left_out:
+            continue
         text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
         line += [f"--{name.replace('_', '-')}", text] if name in options else ["--set", f"{name}={text}"]
     return shlex.join([*line, "--out", out])

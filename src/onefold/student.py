@@ -147,7 +147,9 @@ def load_student(
 
 
 def read_picture(path: Path) -> Image | None:
-    if not path.is_file():
+    """None where there is no picture, or a damaged one: a student is complete without it."""
+    try:
+        with PIL.Image.open(path) as image:
+            return image.copy()
+    except OSError:
         return None
-    with PIL.Image.open(path) as image:
-        return image.copy()

@@ -289,4 +289,4 @@ def teach(
 def command_of(settings: TeachSettings) -> str:
     """The command that makes this teacher again."""
     options = ("budget", "batch_size", "seed", "precision", "process", "size")
-    return command_line(["onefold", "teach", settings.data], settings, options, {"data", "device"})
+    return command_line(["onefold", "teach", settings.data], settings, options, {"data"}, {"device"})

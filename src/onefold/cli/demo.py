@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def demo_command(
     teacher: Annotated[str, typer.Option(help="A bundled teacher's name, or a folder with a model.")] = "fashion28",
     calls: Annotated[int, typer.Option(min=1, help="Network calls of the student.")] = 4,
-    budget: Annotated[str, typer.Option(help="How long to distil: time (30s, 3m) or images (5k).")] = "3m",
+    budget: Annotated[str, typer.Option(help="How long to distil: time (30s, 4m) or images (5k).")] = "4m",
     out: Annotated[Path, typer.Option(help="Folder for the picture, the run and the export.")] = Path("demo"),
     count: Annotated[int, typer.Option(min=1, help="How many images to compare.")] = 32,
     seed: Annotated[int, typer.Option(help="Names the noise of the comparison and of the training.")] = 0,
@@ -47,7 +47,7 @@ def demo_command(
 
 
 def show(demo: Demo, teacher: str) -> None:
-    rows = [(row.who, row.how, str(row.calls), f"{row.distance:.4f}") for row in demo.rows]
+    rows = [(row.who, row.how, str(row.calls), f"{row.distance:.4f}", f"{row.typical:.4f}") for row in demo.rows]
     student = demo.student_row
     verdict = (
         f"With {student.calls} calls the student is {demo.ratio:.1f} times nearer to its teacher than the best solver."
@@ -57,8 +57,10 @@ def show(demo: Demo, teacher: str) -> None:
     say(
         f"\n{demo.count} images of {teacher} from the same noise: distance (RMSE, pixels in [-1, 1]) to its fine solution"
     )
-    say(f"({demo.reference}), which is accurate to {demo.accuracy:.4f}.\n")
-    say(table(("", "", "calls", "distance"), rows, right=(2, 3)))
+    say(
+        f"({demo.reference}), which is accurate to {demo.accuracy:.4f}; over all images, and the median of the images' own.\n"
+    )
+    say(table(("", "", "calls", "distance", "median"), rows, right=(2, 3, 4)))
     say(f"\n{verdict}\n")
     export, student_folder = shlex.quote(demo.export), shlex.quote(demo.student)
     say(

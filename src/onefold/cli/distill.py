@@ -82,13 +82,15 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
 
 def plan_command(
     teacher: Annotated[
-        str, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
-    ],
+        str | None, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
+    ] = None,
     method: Annotated[str | None, typer.Option(help="How (sfd); `onefold methods` tells.", show_default=False)] = None,
     calls: Annotated[int | None, typer.Option(help="Network calls of the student (4).", show_default=False)] = None,
     budget: Budget = None,
     preset: Preset = None,
+    out: Out = None,
     batch_size: BatchSize = None,
+    seed: Seed = None,
     device: Device = None,
     precision: Precision = None,
     config: Config = None,
@@ -99,9 +101,10 @@ def plan_command(
 
     Takes the options of `onefold distill`; nothing is kept or written.
     """
-    words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "preset": preset}
-    words |= {"batch_size": batch_size, "device": device, "precision": precision}
-    values = gather(words, config, settings, {}, "onefold plan digits8 --calls 4 --budget 200k")
+    words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "preset": preset, "out": out}
+    words |= {"batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
+    needs = {"teacher": "TEACHER (a bundled name or a folder)"}
+    values = gather(words, config, settings, needs, "onefold plan digits8 --calls 4 --budget 200k")
     from onefold.distilling import plan
 
     outlook = plan(**values, tell=tell)

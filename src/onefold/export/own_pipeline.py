@@ -46,7 +46,7 @@ class StudentPipeline(DiffusionPipeline):  # type: ignore[misc]
         shape = (batch_size, unet.config.in_channels, height, width)
         z = randn_tensor(shape, generator=generator, device=device) if latents is None else latents.to(device)
         x = self.config.start * z.float()
-        labels = self.labels(batch_size, class_labels)
+        labels = self.labels(len(z), class_labels)
         for scale, time, skip, out, keep, add in self.progress_bar(steps):
             seen = scale * x
             times = torch.full((len(x),), time, device=device)

@@ -58,19 +58,26 @@ def vp_form(student: Student) -> Stock | str:
         "num_train_timesteps": stride * (len(levels) - 1),
         "trained_betas": table_of_betas(levels, stride),
         "prediction_type": DIFFUSERS_NAMES[student.denoiser.prediction],
-        "timestep_spacing": "trailing",
     }
     entries = entries_of(len(levels) - 1, stride)
+    if math.isinf(levels[0]):
+        if end != "zero":  # DDIM would end in its own coordinates, a x
+            return "no stock scheduler goes from pure noise to sigma_min"
+        return Stock(diffusers.DDIMScheduler(**common, timestep_spacing="trailing", clip_sample=False), entries)
+    # both spacings come to the same entries; "trailing" starts at sigma z, "leading" at sqrt(1 + sigma^2) z
     if math.isclose(start, levels[0], rel_tol=1e-9):
-        return Stock(diffusers.EulerDiscreteScheduler(**common, final_sigmas_type=end), entries)
-    if math.isinf(levels[0]) or math.isclose(start, math.hypot(1, levels[0]), rel_tol=1e-9):
-        ends = {"set_alpha_to_one": end == "zero", "clip_sample": False}
-        return Stock(diffusers.DDIMScheduler(**common, **ends), entries)
-    return "no stock scheduler starts with the published analytic first step (afs=vp)"
+        how: dict[str, Any] = {"timestep_spacing": "trailing"}
+    elif math.isclose(start, math.hypot(1, levels[0]), rel_tol=1e-9):
+        how = {"timestep_spacing": "leading", "steps_offset": stride - 1}
+    else:
+        return "no stock scheduler starts with the published analytic first step (afs=vp)"
+    return Stock(diffusers.EulerDiscreteScheduler(**common, **how, final_sigmas_type=end), entries)
 
 
 def edm_form(student: Student) -> Stock | str:
     levels, process = evaluated(student), student.denoiser.process
+    if student.denoiser.prediction != "edm":
+        return "stock schedulers for EDM networks know EDM's own prediction only"
     if len(levels) > 2 or student.grid.end != "zero" or not math.isclose(start_scale(student), levels[0], rel_tol=1e-9):
         return "stock schedulers for EDM networks have no such grid and start, except for one call"
     # c_skip and c_out of this scheduler are EDM's own when its sigma_min is 0
@@ -81,7 +88,7 @@ def edm_form(student: Student) -> Stock | str:
 
 
 def entries_of(calls: int, stride: int) -> tuple[int, ...]:
-    """Where "trailing" spacing looks, from the highest level to the lowest."""
+    """Where the scheduler looks, from the highest level to the lowest."""
     return tuple(stride * (calls - n) - 1 for n in range(calls))
 
 
@@ -105,8 +112,8 @@ def best_stride(unet: Any, calls: int) -> int | None:
         values = torch.linalg.svdvals(sinusoids(unet, [float(entry) for entry in entries_of(calls, stride)]))
         return float(values[0] / values[-1])
 
-    stride = min(range(2, TABLE // calls + 1), key=condition)
-    return stride if condition(stride) < 1e3 else None
+    stride = min(range(2, TABLE // calls + 1), key=condition, default=None)
+    return stride if stride is not None and condition(stride) < 1e3 else None
 
 
 def sinusoids(unet: Any, times: list[float]) -> Tensor:

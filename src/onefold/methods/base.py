@@ -40,6 +40,7 @@ class DistillSettings(RunSettings):
         None, description="published settings under this name; what is given besides comes first"
     )
     calls: int = Field(4, ge=1, description="network calls of the student")
+    guidance: float = Field(1.0, description="guidance folded into what the teacher shows; 1 leaves it out")
     watched: int = Field(
         64, ge=1, description="images from fixed noise on which the distance to the teacher is measured"
     )
@@ -64,12 +65,15 @@ class Distillation:
 
     def __init__(self, teacher: Denoiser, grid: Grid, afs: AFS | None, settings: DistillSettings) -> None:
         check_range(teacher, grid)
-        self.teacher, self.grid, self.afs, self.settings = teacher, grid, afs, settings
+        check_guidance(teacher, settings.guidance)
+        self.teacher, self.grid, self.afs, self.settings = teacher.replace(guidance=1.0), grid, afs, settings
+        self.target = teacher.replace(guidance=settings.guidance)  # what the student should become
         network: nn.Module = copy.deepcopy(teacher.module).requires_grad_(True)
-        self.student = teacher.replace(network=network)
+        self.student = self.teacher.replace(network=network)
         self.networks: dict[str, nn.Module] = {"student": network}
         self.frozen: dict[str, nn.Module] = {"teacher": teacher.module}
-        self.averaged: tuple[str, ...] = ("student",)
+        averaging = settings.ema_half_life is not None or settings.ema_share is not None
+        self.averaged: tuple[str, ...] = ("student",) if averaging else ()
         self.reference: Tensor | None = None
         self.drawn: Tensor | None = None
         self.control: dict[str, Tensor] = {}
@@ -104,8 +108,9 @@ class Distillation:
         """The command that makes this student again."""
         chosen = self.settings
         words = ["onefold", "distill", chosen.teacher, "--method", chosen.method, "--calls", str(chosen.calls)]
-        options = ("budget", "batch_size", "seed", "precision", "preset")
-        return command_line(words, chosen, options, {"teacher", "method", "calls", "device"})
+        words += ["--preset", chosen.preset] if chosen.preset else []
+        said = {"teacher", "method", "calls", "preset"}
+        return command_line(words, chosen, ("budget", "batch_size", "seed", "precision"), said, {"device"})
 
     def published(self) -> str | None:
         """What the paper reports where the settings are its own, to stand beside the result."""
@@ -114,7 +119,7 @@ class Distillation:
     def teacher_at_its_best(self) -> Tensor:
         """Drawn once: the images that the student's are measured against, from the same noise."""
         if self.reference is None:
-            self.reference = sample(self.teacher, self.settings.watched, seed=self.settings.seed, **FINE)  # type: ignore[arg-type]
+            self.reference = sample(self.target, self.settings.watched, seed=self.settings.seed, **FINE)  # type: ignore[arg-type]
         return self.reference
 
     @torch.no_grad()
@@ -138,17 +143,18 @@ class Distillation:
         best, control = self.best_control()
         rows = [
             (f"teacher\n{FINE['calls']} calls", self.teacher_at_its_best()),
-            (f"teacher\n{self.calls} calls, {best}", control),
+            (f"teacher\n{self.calls * (1 + (self.settings.guidance != 1))} calls, {best}", control),
             (f"student\n{self.calls} calls", self.student_images(networks)),
         ]
         return labelled_rows([(label, images[:COLUMNS]) for label, images in rows])
 
     def best_control(self) -> tuple[str, Tensor]:
-        """The teacher with the good solver that comes nearest to its fine solution at the student's number of calls."""
+        """The teacher with the good solver that comes nearest to its fine solution in as many steps; each is a network
+        call, and two with guidance."""
         if not self.control:
             how = {"calls": self.calls, "seed": self.settings.seed}
             self.control = {
-                solver: sample(self.teacher, self.settings.watched, solver=solver, **how)  # type: ignore[arg-type]
+                solver: sample(self.target, self.settings.watched, solver=solver, **how)  # type: ignore[arg-type]
                 for solver in CONTROL
             }
         return min(self.control.items(), key=lambda item: self.distance(item[1]))
@@ -173,7 +179,7 @@ class Distillation:
 
 def check_range(teacher: Denoiser, grid: Grid) -> None:
     """The levels at which networks are called must be levels that the teacher knows."""
-    process, (top, *_, lowest) = teacher.process, grid.sigmas[:-1].tolist() * 2
+    process, top, lowest = teacher.process, float(grid.sigmas[0]), float(grid.sigmas[-2])
     if top > process.sigma_max * (1 + 1e-6) or lowest < process.sigma_min * (1 - 1e-6):
         raise UserError(
             f"the grid calls the network from sigma {top:.6g} down to {lowest:.6g}, but {teacher.name!r} knows "
@@ -183,4 +189,11 @@ def check_range(teacher: Denoiser, grid: Grid) -> None:
         raise UserError(
             f"the grid starts at sigma = inf, where the eps-prediction of {teacher.name!r} says nothing about the image; "
             "set sigma_max to a finite level"
+        )
+
+
+def check_guidance(teacher: Denoiser, guidance: float) -> None:
+    if guidance != 1.0 and not (teacher.classes and teacher.null):
+        raise UserError(
+            f"guidance is {guidance:g}, but {teacher.name!r} knows no images without a class to be guided away from; leave it at 1"
         )

@@ -104,18 +104,19 @@ def save_like(teacher: Denoiser, folder: Path, texts: Mapping[str, str], picture
 def load_folder(folder: Path) -> Denoiser:
     """A teacher from a diffusers folder with a UNet2DModel, read from its own scheduler's config."""
     card = read_json(folder / CARD) if (folder / CARD).exists() else {}
+    if "exported" in card:
+        raise UserError(
+            f"{folder} was exported for plain diffusers, its network's time is changed; give the folder it was exported from"
+        )
     for part in (WEIGHTS, Path("scheduler") / "scheduler_config.json"):
         if not (folder / part).is_file():
             raise UserError(
                 f"{folder} is not a teacher: {part} is missing; give a folder made by `onefold teach` or save_pretrained"
             )
-    if card and sha256(folder / WEIGHTS) != card.get("sha256"):
+    weights = sha256(folder / WEIGHTS)
+    if card and weights != card.get("sha256"):
         raise UserError(
             f"the weights in {folder} do not match their checksum; the folder is damaged or was edited, restore it"
-        )
-    if "exported" in card:
-        raise UserError(
-            f"{folder} was exported for plain diffusers, its network's time is changed; give the folder it was exported from"
         )
     process, prediction = read_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))
     kind, size = unet_facts(folder / "unet" / "config.json")
@@ -146,7 +147,11 @@ def load_folder(folder: Path) -> Denoiser:
         classes=card.get("classes", embeds),
         null={} if null is None else {"labels": null},
     )
-    denoiser.name, denoiser.card, denoiser.home = str(card.get("name", folder.name)), card, folder
+    denoiser.name, denoiser.card, denoiser.home = (
+        str(card.get("name", folder.name)),
+        {**card, "sha256": weights},
+        folder,
+    )
     return denoiser
 
 

@@ -60,7 +60,7 @@ class Draw:
 
     def labels(self, classes: int) -> Tensor:
         """A class for each row, apart from all other numbers."""
-        return self.integers(classes, seeds.LABEL)
+        return torch.tensor([seeds.integer(classes, self.seed, seeds.LABEL, self.step, row) for row in self.rows])
 
 
 @dataclass

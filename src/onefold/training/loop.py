@@ -66,7 +66,7 @@ class Engine:
             {n: method.networks[n] for n in method.averaged}, settings.ema_half_life, settings.ema_share
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.window, self.facts = Window(), dict[str, Any]()
+        self.window, self.facts, self.calls = Window(), dict[str, Any](), dict[str, float]()
         self.step, self.best, self.looked, self.saved, self.followed = 0, float("inf"), -1, -1, -1
         self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
         self.pace = Pace(self.world, self.device)
@@ -127,25 +127,28 @@ class Engine:
         watch = self.watch()
         with Ahead(self.draw, self.step) as batches:
             while self.progress < 1:
-                self.train_step(next(batches))
+                with watch:
+                    self.train_step(next(batches))
                 if watch.tick():
                     self.tell(self.outlook(watch).line)
+                self.calls = watch.calls
                 self.after_step()
 
     def rehearse(self) -> Outlook:
         """A few steps that are kept nowhere: what the run would cost."""
         self.prepare_networks()
         watch = self.watch()
-        while True:
-            self.train_step(self.draw(self.step))
-            if watch.tick():
-                return self.outlook(watch)
+        while not watch.tick():
+            with watch:
+                self.train_step(self.draw(self.step))
+        return self.outlook(watch)
 
     def watch(self) -> Watch:
-        return Watch({**self.method.frozen, **self.method.networks}, self.device)
+        own = self.settings.batch_size / self.world
+        return Watch({**self.method.frozen, **self.method.networks}, self.device, own)
 
     def outlook(self, watch: Watch) -> Outlook:
-        return watch.outlook(self.budget, self.settings.batch_size, self.world)
+        return watch.outlook(self.budget, self.settings.batch_size)
 
     def after_step(self) -> None:
         due = self.pace.tick(self.images)
@@ -190,6 +193,7 @@ class Engine:
             "images": self.images,
             "steps": self.step,
             "seconds": round(self.pace.seconds, 1),
+            "calls": {name: round(each * self.images) for name, each in self.calls.items()},
             "processes": self.world,
             "device": str(self.device),
         }
@@ -247,7 +251,7 @@ class Engine:
         update = next(stream, None)
         if not torch.is_grad_enabled() or torch.is_autocast_enabled(self.device.type):
             raise RuntimeError(
-                "a method yielded inside a `with` of autocast or no_grad, which is then open elsewhere too"
+                "training under no_grad or autocast: leave it around the run, and yield nothing inside one"
             )
         return update
 
@@ -275,7 +279,7 @@ class Engine:
         self.scaler.step(optimizer)
         self.scaler.update()
         self.window.add({"grad_norm" if name == "main" else f"grad_norm_{name}": norm})
-        if averaged:
+        if averaged and self.method.averaged:
             if self.followed == self.step:
                 raise RuntimeError("a batch marked more than one update for the averages; mark one with ema=True")
             self.followed = self.step
@@ -362,6 +366,7 @@ class Engine:
             "scaler": self.scaler.state_dict(),
             "precision": self.precision,
             "identity": self.identity,
+            "calls": self.calls,
         }
         self.folder.checkpoints.write(self.step, tensors, facts)
 
@@ -385,7 +390,7 @@ class Engine:
         sums = {name: value.to(self.device) for name, value in under(tensors, "window.").items()}
         self.window.restore(sums, facts["window_weights"])
         self.step, self.pace.seconds_before = facts["step"], facts["seconds"]
-        self.looked = facts["looked"]
+        self.looked, self.calls = facts["looked"], facts["calls"]
         self.best = facts["best"] if facts["best"] is not None else float("inf")
         self.saved = self.step
         if facts["precision"] != self.precision:

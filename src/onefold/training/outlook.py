@@ -8,11 +8,13 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from onefold.progress import duration
 from onefold.training.budget import Budget
 
 WARM, TIMED = 1, 4  # steps; the first pays for allocations and compilation
@@ -24,7 +26,7 @@ class Outlook:
 
     batch_size: int
     images: int  # what the budget comes to
-    seconds: float  # how long that takes
+    seconds: float  # how long that takes, pictures and validation aside
     seconds_per_batch: float
     calls: Mapping[str, float]
     memory: int  # bytes at the peak so far
@@ -35,7 +37,7 @@ class Outlook:
         calls = " and ".join(f"{count:g} of the {name}" for name, count in self.calls.items())
         rate = self.batch_size / self.seconds_per_batch
         return (
-            f"expected: {self.images:,} images in {readable(self.seconds)} ({rate:.3g} images/s, "
+            f"expected: {self.images:,} images in about {duration(self.seconds)} ({rate:.3g} images/s, "
             f"{calls} calls each), {self.memory / 2**30:.2f} GiB at the peak on {self.device}"
         )
 
@@ -44,56 +46,67 @@ class Outlook:
 
 
 class Watch:
-    """Follows the first steps of a run; afterwards nothing is left of it."""
+    """Follows the first steps of a run, each inside `with watch:`, after which nothing of it stays at the networks."""
 
-    def __init__(self, networks: Mapping[str, nn.Module], device: torch.device) -> None:
-        self.device, self.rows = device, Counter[str]()
+    def __init__(self, networks: Mapping[str, nn.Module], device: torch.device, rows_a_step: float) -> None:
+        self.networks, self.device, self.rows_a_step = dict(networks), device, rows_a_step
+        self.rows, self.hooks = Counter[str](), list[RemovableHandle]()
         self.steps, self.begin, self.seconds = 0, 0.0, 0.0
-        self.hooks = [
-            network.register_forward_pre_hook(self.counter(name), with_kwargs=True)
-            for name, network in networks.items()
-        ]
+
+    def __enter__(self) -> Self:
+        for name, network in self.networks.items() if self.steps < WARM + TIMED else ():
+            self.hooks.append(network.register_forward_pre_hook(self.counter(name), with_kwargs=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.hooks:
+            self.steps += 1
+        while self.hooks:
+            self.hooks.pop().remove()
 
     def counter(self, name: str) -> Any:
         def count(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            rows = next(len(value) for value in (*given, *named.values()) if isinstance(value, Tensor) and value.ndim)
-            self.rows[name] += rows
+            self.rows[name] += next(
+                len(value) for value in (*given, *named.values()) if isinstance(value, Tensor) and value.ndim
+            )
 
         return count
 
     def tick(self) -> bool:
-        """After a step; True once, when enough was seen."""
-        self.steps += 1
-        if self.steps == WARM:
+        """Between the steps; True once, when enough were seen."""
+        if self.seconds:
+            return False
+        if self.steps == WARM and not self.begin:
             synchronise(self.device)
             self.begin = time.perf_counter()
-            self.rows.clear()
-        if self.steps != WARM + TIMED:
+        if self.steps < WARM + TIMED:
             return False
         synchronise(self.device)
         self.seconds = time.perf_counter() - self.begin
-        for hook in self.hooks:
-            hook.remove()
         return True
 
-    def outlook(self, budget: Budget, batch_size: int, processes: int) -> Outlook:
+    @property
+    def calls(self) -> dict[str, float]:
+        """Of each network, for an image."""
+        return {name: rows / (max(self.steps, 1) * self.rows_a_step) for name, rows in self.rows.items()}
+
+    def outlook(self, budget: Budget, batch_size: int) -> Outlook:
         each = self.seconds / TIMED
         steps = -(-budget.images // batch_size) if budget.images is not None else int((budget.seconds or 0) / each)
-        own = batch_size * TIMED / processes
         return Outlook(
             batch_size=batch_size,
             images=steps * batch_size,
             seconds=steps * each if budget.images is not None else budget.seconds or 0.0,
             seconds_per_batch=each,
-            calls={name: rows / own for name, rows in self.rows.items()},
+            calls=self.calls,
             memory=peak_memory(self.device),
             device=str(self.device),
         )
 
 
 def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
 
 
 def peak_memory(device: torch.device) -> int:
@@ -102,9 +115,3 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def readable(seconds: float) -> str:
-    if seconds < 120:
-        return f"about {seconds:.0f} s"
-    return f"about {seconds / 60:.0f} minutes" if seconds < 7200 else f"about {seconds / 3600:.1f} hours"
