@@ -40,8 +40,8 @@ def main() -> None:
         for seed in arguments.seeds
     ]
     for settings in track(wanted, description=name):
-        if settings not in [row["settings"] for row in tried]:
-            tried.append({"settings": settings, **run(arguments.teacher, arguments.method, settings)})
+        if not any(settings.items() <= row["settings"].items() for row in tried):
+            tried.append(run(arguments.teacher, arguments.method, settings))
             save(name, {"what": "RMSE to the teacher's fine solution, same noise", "tried": tried}, show=False)
             print(json.dumps(tried[-1]), flush=True)
 
@@ -57,7 +57,9 @@ def run(teacher: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
         student = distill(teacher, method, out=Path(out) / "run", device="cpu", **settings)
     evidence, cost = student.recipe["evidence"], student.recipe["cost"]
     best = evidence["solvers"][evidence["best_solver"]]
+    left_out = {"out", "teacher", "method", "device"}
     return {
+        "settings": {name: value for name, value in student.recipe["settings"].items() if name not in left_out},
         "student": round(evidence["student"], 5),
         "best_solver": round(best, 5),
         "ratio": round(best / evidence["student"], 3),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import yaml
 
 import onefold
 from onefold.cli import main
+from onefold.denoiser import Denoiser
 from onefold.distilling import distill
 from onefold.errors import UserError
 from onefold.methods.sfd import SFD, SFDSettings
 from onefold.sampling import sample
-from onefold.settings import build
+from onefold.settings import build, parse_assignments, read_value
 from onefold.student import Student, load_student
 from onefold.teachers import load_teacher
 from onefold.training.contract import Draw
@@ -204,3 +207,67 @@ def test_exporting_by_command(run: tuple[Path, Student], tmp_path: Path, capsys:
         load_teacher(tmp_path / "shipped")
     with pytest.raises(UserError, match="exists already"):
         student.export(tmp_path / "shipped")
+
+
+def method_of(teacher: Denoiser, **settings: Any) -> SFD:
+    return SFD(teacher, build(SFDSettings, {"teacher": "digits8", "out": "x", "watched": 4, "calls": 2, **settings}))
+
+
+def test_guidance_is_folded_in_and_judged_by_what_it_folds_in() -> None:
+    """The student is sampled without guidance, and measured against the guided teacher, whoever set what before."""
+    teacher = load_teacher("digits8", device="cpu")
+    plain, guided = method_of(teacher), method_of(teacher, guidance=3.0)
+    assert plain.target.guidance == 1 and guided.target.guidance == 3 and guided.student.guidance == 1
+    assert not torch.allclose(plain.teacher_at_its_best(), guided.teacher_at_its_best(), atol=0.05)
+    expected = sample(teacher, 4, guidance=3.0, solver="dpmpp3m_exact", calls=64)
+    assert torch.equal(guided.teacher_at_its_best(), expected)
+    spoiled = method_of(teacher.replace(guidance=3.0))
+    assert spoiled.student.guidance == spoiled.target.guidance == 1
+    with pytest.raises(UserError, match="guidance is 3, but .* knows no images without a class"):
+        method_of(teacher.replace(null={}), guidance=3.0)
+
+
+def test_a_teacher_s_solver_must_not_add_noise() -> None:
+    with pytest.raises(UserError, match="'ancestral' adds noise"):
+        method_of(load_teacher("digits8", device="cpu"), solver="ancestral")
+
+
+def test_the_command_of_a_student_makes_it_again() -> None:
+    """Also where a value overrides a preset by what is the default elsewhere."""
+    given = {"preset": "paper_cifar10", "batch_size": 16, "dropout": False, "sigma_min": 0.01, "guidance": 2.0}
+    method = method_of(load_teacher("digits8", device="cpu"), **given)
+    words = shlex.split(method.command)
+    assert words[:3] == ["onefold", "distill", "digits8"] and "lr" not in method.command
+    options = {word[2:]: value for word, value in pairwise(words) if word.startswith("--") and word != "--set"}
+    values = {key.replace("-", "_"): read_value(key, text) for key, text in options.items()}
+    values |= parse_assignments([value for word, value in pairwise(words) if word == "--set"])
+    assert build(SFDSettings, {"teacher": words[2], **values}) == method.settings
+
+
+def test_labels_are_apart_from_all_other_numbers() -> None:
+    draw = Draw(0, 3, range(64), 64)
+    labels = draw.labels(10)
+    assert 0 <= int(labels.min()) and int(labels.max()) == 9
+    assert all(not torch.equal(labels, draw.integers(10, stream)) for stream in range(8))
+    assert torch.equal(labels[8:16], Draw(0, 3, range(8, 16), 64).labels(10))
+
+
+def test_a_damaged_picture_costs_the_picture_only(run: tuple[Path, Student], tmp_path: Path) -> None:
+    _, student = run
+    student.save(tmp_path / "copy")
+    (tmp_path / "copy" / "samples.png").write_bytes(b"no picture")
+    assert load_student(tmp_path / "copy", device="cpu").picture is None
+
+
+def test_what_a_run_cost_names_its_network_calls(run: tuple[Path, Student]) -> None:
+    _, student = run
+    assert student.recipe["cost"]["calls"] == {
+        "teacher": 192 * 12,
+        "student": 192 * 3,
+    }  # K N with K = 3, and a call a step
+
+
+def test_watching_leaves_nothing_at_the_teacher(tmp_path: Path) -> None:
+    teacher = load_teacher("digits8", device="cpu")
+    distill(teacher, "sfd", out=tmp_path / "short", calls=1, budget="16", watched=2, device="cpu")
+    assert not teacher.module._forward_pre_hooks
