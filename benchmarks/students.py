@@ -32,9 +32,10 @@ def main() -> None:
     parser.add_argument("--budget", default="20k")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--count", type=int, default=512)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    teacher = onefold.load_teacher(arguments.teacher, device="cpu", precision="fp32")
+    teacher = onefold.load_teacher(arguments.teacher, device=arguments.device, precision="fp32")
     with terminal_progress("fine solution") as progress:
         how: dict[str, Any] = {"first": UNSEEN, "batch_size": 64}
         reference = onefold.sample(teacher, arguments.count, solver=FINE[0], calls=64, progress=progress, **how)
@@ -55,7 +56,7 @@ def main() -> None:
                 calls=arguments.calls,
                 budget=arguments.budget,
                 seed=seed,
-                device="cpu",
+                device=arguments.device,
                 progress=progress,
                 **parse_assignments(arguments.set),
             )
