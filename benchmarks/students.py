@@ -63,17 +63,17 @@ def main() -> None:
             distance = root_mean_square(student.sample(arguments.count, **how), reference)
         cost = student.recipe["cost"]
         runs.append({"seed": seed, "distance": distance, "ratio": solvers[best] / distance, "cost": cost})
+        result = {
+            "what": "RMSE to the teacher's fine solution, same noise; ratio = best solver / student",
+            "settings": {k: v for k, v in student.recipe["settings"].items() if k not in ("out", "seed")},
+            "images": arguments.count,
+            "solvers": solvers,
+            "best_solver": best,
+            "runs": runs,
+            "smallest_ratio": min(run["ratio"] for run in runs),
+        }
+        save(f"students_{arguments.method}_{teacher.name}_{arguments.calls}_{arguments.budget}", result, show=False)
         print(runs[-1], flush=True)
-    result = {
-        "what": "RMSE to the teacher's fine solution, same noise; ratio = best solver / student",
-        "settings": student.recipe["settings"],
-        "images": arguments.count,
-        "solvers": solvers,
-        "best_solver": best,
-        "runs": runs,
-        "smallest_ratio": min(run["ratio"] for run in runs),
-    }
-    save(f"students_{arguments.method}_{teacher.name}_{arguments.calls}_{arguments.budget}", result)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def test_stopping_and_going_on_is_bit_equal(tmp_path: Path, monkeypatch: pytest.
     [
         ({"method": "sdf"}, "did you mean 'sfd'"),
         ({"call": 3}, "did you mean 'calls'"),
-        ({"calls": 0}, "calls"),
+        ({"calls": 0}, "setting calls=0 does not fit: it should be greater than or equal to 1"),
         (
             {"grid": [80.0, 1.0, 0.1], "calls": 4},
             "4 calls need a list of 5 levels, the first of them for the analytic step",
@@ -203,6 +203,8 @@ def test_exporting_by_command(run: tuple[Path, Student], tmp_path: Path, capsys:
     assert "exists already" in capsys.readouterr().err
     assert main(["export", "digits8", "--out", str(tmp_path / "other")]) == 2
     assert "is no student" in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"holds runs, not a model; give one of them: .*{out.name}"):
+        load_teacher(out.parent)
     with pytest.raises(UserError, match="was exported for plain diffusers"):
         load_teacher(tmp_path / "shipped")
     with pytest.raises(UserError, match="exists already"):

@@ -33,7 +33,8 @@ def build(kind: type[S], values: Mapping[str, Any]) -> S:
     except ValidationError as error:  # a UserError raised by a validator passes through as it is
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "settings"
-        raise UserError(f"setting {where}={first['input']!r} does not fit: {first['msg']}") from None
+        wish = first["msg"].replace("Input should", "it should")
+        raise UserError(f"setting {where}={first['input']!r} does not fit: {wish}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

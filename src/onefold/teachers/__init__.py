@@ -35,8 +35,15 @@ def load_teacher(
         raise UserError(
             f"unknown teacher {str(source)!r}: neither bundled nor a folder{suggest(str(source), bundled())}"
         )
+    runs = [] if (folder / "unet").is_dir() else runs_inside(folder)
+    if runs:
+        raise UserError(f"{source} holds runs, not a model; give one of them: {', '.join(map(str, runs[:5]))}")
     place, why_there = choose_device(device)
     chosen, why_so = choose_precision(precision, place)  # type: ignore[arg-type]
     if tell is not None:
         tell(f"device {why_there}; precision {why_so}")
     return load_folder(folder).replace(precision=chosen).to(place)
+
+
+def runs_inside(folder: Path) -> list[Path]:
+    return sorted(run for run in folder.iterdir() if (run / "teacher").is_dir() or (run / "student").is_dir())
