@@ -20,6 +20,8 @@ from onefold.export import FACTS
 from onefold.losses import root_mean_square
 from onefold.pictures import labelled_rows, save_png
 from onefold.progress import Progress, Tell, silent
+from onefold.student import Student
+from onefold.teachers.native import read_json
 from onefold.training.loop import ignore
 
 Watch = Callable[[str, str], AbstractContextManager[Progress]]
@@ -79,6 +81,22 @@ def unwatched(_label: str, _unit: str) -> Iterator[Progress]:
     yield silent
 
 
+class Gallery:
+    """Images of several ways to sample from the same noise, each measured against the teacher's fine solution."""
+
+    def __init__(self, reference: Tensor) -> None:
+        self.reference, self.images = reference, dict[Row, Tensor]()
+
+    def add(self, who: str, how: str, calls: int, drawn: Tensor) -> None:
+        each = (drawn - self.reference).square().flatten(1).mean(1).sqrt()
+        self.images[Row(who, how, calls, root_mean_square(drawn, self.reference), float(each.median()))] = drawn
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Nearest first."""
+        return tuple(sorted(self.images, key=lambda row: row.distance))
+
+
 def run(
     teacher: Denoiser,
     *,
@@ -93,21 +111,9 @@ def run(
     """Compares, distils, compares again and exports; everything lies in `out` then."""
     begin, home = time.perf_counter(), Path(out)
     tell(f"{teacher.name}: its fine solution, and what solvers reach with {calls} calls, for {count} images")
-    images: dict[Row, Tensor] = {}
     with watch("comparing solvers", "calls") as progress:
         bench = Bench(teacher, count, seed, 2 * REFERENCE + calls * 2 * len(SOLVERS) + MANY, progress)
-        reference, check = (bench.images(solver, REFERENCE)[0] for solver in FINE)
-
-        def measure(who: str, how: str, calls: int, drawn: Tensor) -> None:
-            each = (drawn - reference).square().flatten(1).mean(1).sqrt()
-            images[Row(who, how, calls, root_mean_square(drawn, reference), float(each.median()))] = drawn
-
-        for grid in grids_for(teacher.process):
-            for solver in SOLVERS:
-                measure("teacher", f"{solver} on {grid}", calls, bench.images(solver, calls, grid)[0])
-        solver, grid = min(images, key=lambda row: row.distance).how.split(" on ")
-        measure("teacher", f"{solver} on {grid}", MANY, bench.images(solver, MANY, grid)[0])
-
+        gallery, accuracy = compare(bench, calls)
     tell(f"distilling it to {calls} calls with SFD, from noise alone")
     folder = home / f"{teacher.name}-{calls}-calls-seed-{seed}"
     # two teacher steps in one of the student's are exact enough for what can be learned in minutes
@@ -116,25 +122,40 @@ def run(
     with watch("distilling", "images") as progress:
         student = distill(teacher, "sfd", out=folder, progress=progress, tell=tell, **settings)
     drawn = student.sample(count, seed=seed, labels=bench.labels, batch_size=count)
-    measure("student", f"SFD, {student.recipe['cost']['seconds']:.0f} s of training", student.calls, drawn)
-
-    shipped = folder.with_name(f"{folder.name}-exported")
-    if (shipped / FACTS).is_file():  # of a demo before
-        shutil.rmtree(shipped)
-    student.export(shipped)
+    gallery.add("student", f"SFD, {student.recipe['cost']['seconds']:.0f} s of training", student.calls, drawn)
     demo = Demo(
         count=count,
         reference=f"{FINE[0]}, {REFERENCE} calls",
-        accuracy=root_mean_square(check, reference),
-        rows=tuple(sorted(images, key=lambda row: row.distance)),
+        accuracy=accuracy,
+        rows=gallery.rows,
         trained=dict(student.recipe["cost"]),
         picture=str(home / "demo.png"),
         student=str(folder),
-        export=str(shipped),
+        export=ship(student, folder.with_name(f"{folder.name}-exported")),
         seconds=time.perf_counter() - begin,
     )
-    save_png(draw(demo, teacher.name, images), demo.picture)
+    save_png(draw(demo, teacher.name, gallery.images), demo.picture)
     return demo
+
+
+def compare(bench: Bench, calls: int) -> tuple[Gallery, float]:
+    """The teacher with good solvers at so few calls and the best of them at many, and how far two fine solutions are apart."""
+    reference, check = (bench.images(solver, REFERENCE)[0] for solver in FINE)
+    gallery = Gallery(reference)
+    for grid in grids_for(bench.teacher.process):
+        for solver in SOLVERS:
+            gallery.add("teacher", f"{solver} on {grid}", calls, bench.images(solver, calls, grid)[0])
+    solver, grid = gallery.rows[0].how.split(" on ")
+    gallery.add("teacher", f"{solver} on {grid}", MANY, bench.images(solver, MANY, grid)[0])
+    return gallery, root_mean_square(check, reference)
+
+
+def ship(student: Student, folder: Path) -> str:
+    """Exported; what a demo exported there before is replaced, anything else is left and refused."""
+    if (folder / FACTS).is_file() and "exported" in read_json(folder / FACTS):
+        shutil.rmtree(folder)
+    student.export(folder)
+    return str(folder)
 
 
 def draw(demo: Demo, name: str, images: dict[Row, Tensor]) -> Image:
