@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 p
 .DEFAULT_GOAL := help
 .PHONY: demo test test-slow lint format clean help
 
-demo: $(STAMP) ## show what good solvers reach with a bundled teacher
+demo: $(STAMP) ## distil a bundled teacher to 4 network calls, beside its best solvers
 	@$(RUN) -m onefold demo
 
 test: $(STAMP) ## run the tests (the default suite)
