@@ -18,7 +18,8 @@ from onefold.denoiser import Denoiser
 from onefold.distilling import distill
 from onefold.export import FACTS
 from onefold.losses import root_mean_square
-from onefold.pictures import labelled_rows, save_png
+from onefold.methods.base import CONTROL
+from onefold.pictures import COLUMNS, labelled_rows, save_png
 from onefold.progress import Progress, Tell, silent
 from onefold.student import Student
 from onefold.teachers.native import read_json
@@ -26,10 +27,8 @@ from onefold.training.loop import ignore
 
 Watch = Callable[[str, str], AbstractContextManager[Progress]]
 
-SOLVERS = ("euler", "dpmpp2m", "unipc2", "ipndm3")
 MANY = 40  # calls: the teacher as one would use it for quality
 REFERENCE = 48  # calls of the fine solution
-COLUMNS = 10  # of the picture
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def run(
     begin, home = time.perf_counter(), Path(out)
     tell(f"{teacher.name}: its fine solution, and what solvers reach with {calls} calls, for {count} images")
     with watch("comparing solvers", "calls") as progress:
-        bench = Bench(teacher, count, seed, 2 * REFERENCE + calls * 2 * len(SOLVERS) + MANY, progress)
+        bench = Bench(teacher, count, seed, 2 * REFERENCE + calls * 2 * len(CONTROL) + MANY, progress)
         gallery, accuracy = compare(bench, calls)
     tell(f"distilling it to {calls} calls with SFD, from noise alone")
     folder = home / f"{teacher.name}-{calls}-calls-seed-{seed}"
@@ -143,7 +142,7 @@ def compare(bench: Bench, calls: int) -> tuple[Gallery, float]:
     reference, check = (bench.images(solver, REFERENCE)[0] for solver in FINE)
     gallery = Gallery(reference)
     for grid in grids_for(bench.teacher.process):
-        for solver in SOLVERS:
+        for solver in CONTROL:
             gallery.add("teacher", f"{solver} on {grid}", calls, bench.images(solver, calls, grid)[0])
     solver, grid = gallery.rows[0].how.split(" on ")
     gallery.add("teacher", f"{solver} on {grid}", MANY, bench.images(solver, MANY, grid)[0])

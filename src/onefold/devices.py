@@ -8,6 +8,7 @@ import torch
 
 from onefold.denoiser import Precision
 from onefold.errors import UserError, suggest
+from onefold.progress import Tell
 
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -31,6 +32,14 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
             f"device {name!r} was asked for, but there are {torch.cuda.device_count()}, counted from cuda:0"
         )
     return torch.device(name), f"{name}: asked for"
+
+
+def choose(name: str, precision: str, tell: Tell) -> tuple[torch.device, Precision]:
+    """Both, with their reasons told."""
+    device, why_there = choose_device(name)
+    chosen, why_so = choose_precision(precision, device)  # type: ignore[arg-type]
+    tell(f"device {why_there}; precision {why_so}")
+    return device, chosen
 
 
 def choose_precision(name: PrecisionChoice, device: torch.device) -> tuple[Precision, str]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from onefold import devices
 from onefold.denoiser import Denoiser
-from onefold.devices import choose_device, choose_precision
 from onefold.errors import UserError
 from onefold.methods import find
 from onefold.progress import Progress, Tell
@@ -41,8 +39,7 @@ def distill(
         )
     RunFolder(Path(chosen.out)).check(chosen.model_dump(mode="json"))
     engine = build_engine(chosen, teacher, progress, tell or ignore)
-    with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):
-        engine.run()
+    engine.run()
     return load_student(Path(chosen.out) / "student", device=str(engine.device), precision=engine.precision)
 
 
@@ -50,9 +47,7 @@ def plan(teacher: str | Path | Denoiser, method: str = "sfd", *, tell: Tell | No
     """What `distill` with these settings would cost, from a few of its steps; nothing is kept or written."""
     name = teacher.name if isinstance(teacher, Denoiser) else str(teacher)
     chosen = choose({"out": "plan", **settings, "teacher": name, "method": method, "trackers": []})
-    engine = build_engine(chosen, teacher, None, tell or ignore)
-    with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):
-        return engine.rehearse()
+    return build_engine(chosen, teacher, None, tell or ignore).rehearse()
 
 
 def choose(values: dict[str, Any]) -> Any:
@@ -61,9 +56,7 @@ def choose(values: dict[str, Any]) -> Any:
 
 
 def build_engine(chosen: Any, teacher: str | Path | Denoiser | None, progress: Progress | None, say: Tell) -> Engine:
-    device, device_reason = choose_device(chosen.device)
-    precision, precision_reason = choose_precision(chosen.precision, device)
-    say(f"device {device_reason}; precision {precision_reason}")
+    device, precision = devices.choose(chosen.device, chosen.precision, say)
     loaded = teacher if isinstance(teacher, Denoiser) else load_teacher(chosen.teacher, device=str(device))
     method = find(chosen.method)[0](loaded.replace(precision=precision).to(device), chosen)
     return Engine(

@@ -15,6 +15,7 @@ from onefold.files import atomic_file
 
 INK, PAPER = "black", "white"
 GAP = 2  # pixels between images
+COLUMNS = 10  # of a comparison
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -12,10 +12,9 @@ from PIL.Image import Image
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from onefold import seeds
+from onefold import devices, seeds
 from onefold.data import ImageData, Stream, load_data, to_float
 from onefold.denoiser import Denoiser
-from onefold.devices import choose_device, choose_precision
 from onefold.errors import UserError
 from onefold.networks.unet import build_unet, call_unet
 from onefold.pictures import picture_grid
@@ -243,9 +242,7 @@ def teach(
     given = {key: str(value) for key, value in (("data", data), ("out", out)) if value is not None}
     chosen = build(TeachSettings, {**(read_yaml(config) if config else {}), **settings, **given})
     say = tell or ignore
-    device, device_reason = choose_device(chosen.device)
-    precision, precision_reason = choose_precision(chosen.precision, device)
-    say(f"device {device_reason}; precision {precision_reason}")
+    device, precision = devices.choose(chosen.device, chosen.precision, say)
     noising_of(chosen)  # what is wrong is told before the data is read
     rows_of(chosen.batch_size, int(os.environ.get("WORLD_SIZE", "1")), 0, chosen.micro_batches)
     RunFolder(Path(chosen.out)).check(chosen.model_dump(mode="json"))
@@ -279,8 +276,7 @@ def teach(
         progress=progress,
         tell=say,
     )
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        engine.run()
+    engine.run()
     from onefold.teachers import load_teacher
 
     return load_teacher(Path(chosen.out) / "teacher", device=str(device), precision=precision)

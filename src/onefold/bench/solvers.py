@@ -13,7 +13,7 @@ from torch import Tensor
 from onefold.denoiser import Denoiser
 from onefold.grids import usual_schedule
 from onefold.losses import root_mean_square
-from onefold.pictures import labelled_rows, save_png
+from onefold.pictures import COLUMNS, labelled_rows, save_png
 from onefold.process import Process
 from onefold.progress import Progress, silent
 from onefold.sampling import sample
@@ -23,7 +23,6 @@ CALLS = (4, 8, 16)
 # Two fine solutions by different formulas: how far they are apart says how far either can be trusted.
 FINE = ("dpmpp3m_exact", "ipndm4")
 FAILED = 1.0  # pixels in [-1, 1] that are this far off are no picture
-COLUMNS = 10  # of the picture
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,16 @@ import typer
 from onefold.cli.common import program, say, say_json, table, tell
 from onefold.cli.running import BatchSize, Budget, Config, Device, Out, Precision, Seed, Sets, gather
 
+Teacher = Annotated[
+    str | None, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
+]
+Method = Annotated[str | None, typer.Option(help="How (sfd); `onefold methods` tells.", show_default=False)]
+Calls = Annotated[int | None, typer.Option(help="Network calls of the student (4).", show_default=False)]
 Preset = Annotated[
     str | None, typer.Option(help="Published settings; `onefold methods sfd` lists them.", show_default=False)
 ]
+
+NEEDS_TEACHER = "TEACHER (a bundled name or a folder)"
 
 
 def register(app: typer.Typer) -> None:
@@ -23,11 +30,9 @@ def register(app: typer.Typer) -> None:
 
 
 def distill_command(
-    teacher: Annotated[
-        str | None, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="How (sfd); `onefold methods` tells.", show_default=False)] = None,
-    calls: Annotated[int | None, typer.Option(help="Network calls of the student (4).", show_default=False)] = None,
+    teacher: Teacher = None,
+    method: Method = None,
+    calls: Calls = None,
     budget: Budget = None,
     preset: Preset = None,
     out: Out = None,
@@ -45,7 +50,7 @@ def distill_command(
     """
     words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "preset": preset, "out": out}
     words |= {"batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
-    needs = {"teacher": "TEACHER (a bundled name or a folder)", "out": "--out (a run folder)"}
+    needs = {"teacher": NEEDS_TEACHER, "out": "--out (a run folder)"}
     example = "onefold distill digits8 --calls 4 --budget 2m --out runs/digits4"
     values = gather(words, config, settings, needs, example)
     run(values, as_json=as_json)
@@ -53,12 +58,10 @@ def distill_command(
 
 def run(values: dict[str, Any], *, as_json: bool) -> None:
     from onefold.card import PICTURE
-    from onefold.distilling import distill
-    from onefold.methods import find
+    from onefold.distilling import choose, distill
     from onefold.progress import terminal_progress
-    from onefold.settings import build
 
-    settings = build(find(values.get("method", "sfd"))[1], values)
+    settings = choose(values)
     with terminal_progress("distilling") as progress:
         student = distill(progress=progress, tell=tell, **settings.model_dump())
     folder = Path(settings.out) / "student"
@@ -81,11 +84,9 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
 
 
 def plan_command(
-    teacher: Annotated[
-        str | None, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="How (sfd); `onefold methods` tells.", show_default=False)] = None,
-    calls: Annotated[int | None, typer.Option(help="Network calls of the student (4).", show_default=False)] = None,
+    teacher: Teacher = None,
+    method: Method = None,
+    calls: Calls = None,
     budget: Budget = None,
     preset: Preset = None,
     out: Out = None,
@@ -103,8 +104,7 @@ def plan_command(
     """
     words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "preset": preset, "out": out}
     words |= {"batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
-    needs = {"teacher": "TEACHER (a bundled name or a folder)"}
-    values = gather(words, config, settings, needs, "onefold plan digits8 --calls 4 --budget 200k")
+    values = gather(words, config, settings, {"teacher": NEEDS_TEACHER}, "onefold plan digits8 --calls 4 --budget 200k")
     from onefold.distilling import plan
 
     outlook = plan(**values, tell=tell)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from onefold.denoiser import Denoiser
 from onefold.errors import UserError, suggest
 from onefold.grids import Grid
 from onefold.losses import root_mean_square
-from onefold.pictures import labelled_rows
+from onefold.pictures import COLUMNS, labelled_rows
 from onefold.sampling import sample
 from onefold.settings import command_line
 from onefold.solvers import AFS
@@ -27,7 +28,6 @@ from onefold.training.settings import RunSettings
 from onefold.version import versions
 
 CONTROL = ("euler", "dpmpp2m", "unipc2", "ipndm3")  # on the process's usual grid
-COLUMNS = 10
 FINE = {"solver": "dpmpp3m_exact", "calls": 64}  # the teacher at its best, as far as validation needs it
 
 
@@ -87,8 +87,12 @@ class Distillation:
         tensors = {"z": draw.noise(self.teacher.shape)}
         return tensors | ({"labels": draw.labels(self.teacher.classes)} if self.teacher.classes else {})
 
+    def sampler(self, networks: Networks) -> Student:
+        """To be looked at, without a recipe."""
+        return Student(self.teacher.replace(network=networks["student"]), self.grid, self.afs, {})
+
     def as_student(self, networks: Networks, cost: Mapping[str, Any] | None = None) -> Student:
-        """With its cost comes the evidence; without, it is only to be sampled."""
+        """With its recipe; with its cost comes the evidence."""
         recipe = {
             "method": self.settings.method,
             "command": self.command,
@@ -99,9 +103,9 @@ class Distillation:
             "published": self.published(),
             "versions": versions(),
         }
-        denoiser = self.teacher.replace(network=networks["student"])
-        denoiser.name = Path(self.settings.out).name
-        return Student(denoiser, self.grid, self.afs, recipe, self.picture(networks) if cost else None)
+        student = self.sampler(networks)
+        student.denoiser.name = Path(self.settings.out).name
+        return replace(student, recipe=recipe, picture=self.picture(networks) if cost else None)
 
     @property
     def command(self) -> str:
@@ -126,7 +130,7 @@ class Distillation:
     def validate(self, networks: Networks) -> dict[str, float]:
         network = networks["student"]
         training = network.training
-        images = self.as_student({"student": network.eval()}).sample(self.settings.watched, seed=self.settings.seed)
+        images = self.sampler({"student": network.eval()}).sample(self.settings.watched, seed=self.settings.seed)
         network.train(training)
         self.drawn = images
         return {"distance_to_teacher": self.distance(images)}

@@ -25,7 +25,7 @@ def load_teacher(
     source: str | Path, *, device: str = "auto", precision: str = "auto", tell: Tell | None = None
 ) -> Denoiser:
     """A bundled name or a folder (made by `onefold teach`, or a diffusers folder with a UNet2DModel)."""
-    from onefold.devices import choose_device, choose_precision
+    from onefold.devices import choose
     from onefold.teachers.native import load_folder
 
     folder = ASSETS / source if str(source) in bundled() else Path(source).expanduser()
@@ -38,10 +38,7 @@ def load_teacher(
     runs = [] if (folder / "unet").is_dir() else runs_inside(folder)
     if runs:
         raise UserError(f"{source} holds runs, not a model; give one of them: {', '.join(map(str, runs[:5]))}")
-    place, why_there = choose_device(device)
-    chosen, why_so = choose_precision(precision, place)  # type: ignore[arg-type]
-    if tell is not None:
-        tell(f"device {why_there}; precision {why_so}")
+    place, chosen = choose(device, precision, tell or (lambda _: None))
     return load_folder(folder).replace(precision=chosen).to(place)
 
 

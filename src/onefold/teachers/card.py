@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-PICTURE = "samples.png"
+from onefold.card import PICTURE
 
 STOCK = """```python
 import torch

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from PIL.Image import Image
 
+from onefold.card import PICTURE
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError, first_line, suggest
 from onefold.files import atomic_folder, sha256
 from onefold.networks.unet import call_unet, import_diffusers
 from onefold.process import EDM, DiscreteVP, Flow, Prediction, Process, beta_table, zero_terminal_snr
-from onefold.teachers.card import PICTURE, page
+from onefold.teachers.card import page
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel

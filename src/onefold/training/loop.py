@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Engine:
         try:
             self.resume()
             self.prepare_networks()
-            with self.pace.catching_signals():
+            with self.pace.catching_signals(), self.own_randomness():
                 self.loop()
             return self.finish()
         finally:
@@ -138,10 +139,15 @@ class Engine:
         """A few steps that are kept nowhere: what the run would cost."""
         self.prepare_networks()
         watch = self.watch()
-        while not watch.tick():
-            with watch:
-                self.train_step(self.draw(self.step))
+        with self.own_randomness():
+            while not watch.tick():
+                with watch:
+                    self.train_step(self.draw(self.step))
         return self.outlook(watch)
+
+    def own_randomness(self) -> AbstractContextManager[None]:
+        """Steps seed torch's generators; the caller's state comes back."""
+        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
 
     def watch(self) -> Watch:
         own = self.settings.batch_size / self.world
