@@ -28,19 +28,19 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy())
 
 
-def picture_grid(images: Tensor, columns: int | None = None, scale: int | None = None) -> Image.Image:
+def picture_grid(images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = GAP) -> Image.Image:
     """A batch (N, C, H, W) in [-1, 1] as one picture, row by row; about square and enlarged to be seen by default."""
     if not len(images):
         raise UserError("a picture needs at least one image; the batch is empty")
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     height, width = (scale or enlargement(images)) * images.shape[-2], (scale or enlargement(images)) * images.shape[-1]
     rows = math.ceil(len(images) / columns)
-    size = (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP)
+    size = (columns * (width + gap) + gap, rows * (height + gap) + gap)
     picture = Image.new("L" if images.shape[1] == 1 else "RGB", size, PAPER)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         tile = to_pil(image).resize((width, height), Image.Resampling.NEAREST)
-        picture.paste(tile, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
+        picture.paste(tile, (gap + column * (width + gap), gap + row * (height + gap)))
     return picture
 
 

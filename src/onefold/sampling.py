@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from onefold.denoiser import Conditions, Denoiser
 from onefold.errors import UserError
 from onefold.grids import End, Grid, make_grid
 from onefold.progress import Progress, silent
+from onefold.seeds import NoiseSource
 from onefold.solvers import AFS, get_solver, steps_for
 
 
@@ -89,16 +90,24 @@ class Plan:
     afs: AFS | None
     settings: Mapping[str, Any]  # the solver's own
 
-    @torch.inference_mode()
     def run(self, teacher: Denoiser, seed: int, indices: range, labels: Tensor | None) -> Tensor:
+        """Images of these numbers; a solver's further noise is theirs too."""
+        return self.solve(teacher, seeds.ImageNoise(seed, indices, teacher.shape), labels)[-1]
+
+    @torch.inference_mode()
+    def solve(
+        self, teacher: Denoiser, draws: NoiseSource, labels: Tensor | None, *, trajectory: bool = False
+    ) -> list[Tensor]:
+        """The images from any unit noise; with `trajectory` all states before them too, the start included."""
         device = teacher.device
-        draws = seeds.ImageNoise(seed, indices, teacher.shape)
-        noise: Callable[[], Tensor] = lambda: draws().to(device)  # noqa: E731
+        noise: NoiseSource = lambda: draws().to(device)  # noqa: E731
         cond: Conditions = {} if labels is None else {"labels": labels.to(device)}
         start = self.grid.start_state(teacher.process, noise())
         solve, sigmas = get_solver(self.solver), self.grid.sigmas
-        result: Tensor = solve(teacher, start, sigmas, cond=cond, noise=noise, afs=self.afs, **self.settings)
-        return result
+        how: dict[str, Any] = {"cond": cond, "noise": noise, "afs": self.afs, **self.settings}
+        if not trajectory:
+            return [solve(teacher, start, sigmas, **how)]
+        return list(solve(teacher, start, sigmas, trajectory=True, **how)[1])
 
 
 def check_request(teacher: Denoiser, count: int, calls: int, batch_size: int, labels: Sequence[int] | None) -> None:
