@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -422,6 +422,7 @@ def image_files(root: Path) -> list[Path]:
 # An .npz file
 
 NPZ_KEYS = (("images", "labels"), ("train_images", "train_labels"), ("arr_0", "arr_1"))
+IMAGE_KEYS = {key for pair in NPZ_KEYS for key in pair} | {"description"}
 TOLERANCE = 1e-3  # how far a float image may leave its range, by rounding
 
 
@@ -431,7 +432,7 @@ def npz_file(source: str, path: Path, wish: Wish) -> ImageData:
         raise UserError(
             f"data {source!r} is a {path.suffix or 'nameless kind of'} file, expected {SOURCES}; unpack or convert it"
         )
-    arrays = read_npz(source, path)
+    arrays = read_npz(source, path, IMAGE_KEYS)
     keys = next(((images, labels) for images, labels in NPZ_KEYS if images in arrays), None)
     if keys is None:
         raise UserError(
@@ -444,9 +445,8 @@ def npz_file(source: str, path: Path, wish: Wish) -> ImageData:
     return from_array(images, labels, wish, classes=classes, class_names=None, description=description)
 
 
-def read_npz(source: str, path: Path) -> dict[str, NDArray[Any]]:
-    """Arrays only: pickled objects could run code and are refused."""
-    wanted = {key for pair in NPZ_KEYS for key in pair} | {"description"}
+def read_npz(source: str, path: Path, wanted: Collection[str]) -> dict[str, NDArray[Any]]:
+    """Arrays only: pickled objects could run code and are refused. Where none is wanted, all names with empty arrays."""
     try:
         with path.open("rb") as handle:
             file = np.load(handle, allow_pickle=False)
@@ -458,7 +458,7 @@ def read_npz(source: str, path: Path) -> dict[str, NDArray[Any]]:
         raise
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, TypeError, AttributeError) as error:
         if "Object arrays" in str(error):
-            raise UserError(f"{source} holds pickled objects, expected arrays of numbers; save uint8 arrays") from error
+            raise UserError(f"{source} holds pickled objects, expected arrays of numbers; save plain arrays") from error
         raise UserError(f"{source} cannot be read as .npz ({error}); save it again with numpy.savez") from error
 
 
@@ -748,7 +748,7 @@ def read_cache(cache: Path, recipe: Mapping[str, Any]) -> tuple[Tensor | None, T
     """What a cache holds, nothing if there is none; another recipe is refused, for samples are dear."""
     if not cache.exists():
         return None, None
-    arrays = read_npz(str(cache), cache)
+    arrays = read_npz(str(cache), cache, IMAGE_KEYS)
     try:
         held = json.loads(str(arrays["description"]))
         images, labels = torch.from_numpy(arrays["images"]), arrays.get("labels")

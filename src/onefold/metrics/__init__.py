@@ -1,0 +1,1 @@
+"""Metrics: a file each, plain functions of features and statistics. Their maths is float64 on the CPU."""

@@ -1,0 +1,62 @@
+"""Kernel (Inception) distance: the squared maximum mean discrepancy of a cubic kernel, without bias (Binkowski 2018)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from onefold import seeds
+from onefold.errors import UserError
+from onefold.metrics.statistics import comparable_rows
+
+
+class KernelDistance(NamedTuple):
+    """Over the subsets. The mean of equal distributions is 0, so it can be negative."""
+
+    mean: float
+    std: float
+
+
+def kernel_distance(
+    generated: Tensor, real: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> KernelDistance:
+    """Each subset takes `subset_size` random images of either side, none twice."""
+    generated, real = comparable_rows(generated, real)
+    fewest = min(len(generated), len(real))
+    if not 2 <= subset_size <= fewest:
+        raise UserError(
+            f"subset_size is {subset_size}, expected 2 to {fewest}, as there are {len(generated)} generated and "
+            f"{len(real)} real images; lower it or give more images"
+        )
+    distances = torch.tensor(
+        [
+            squared_discrepancy(
+                *(draw(rows, subset_size, seed, 2 * index + side) for side, rows in enumerate((generated, real)))
+            )
+            for index in range(subsets)
+        ],
+        dtype=torch.float64,
+    )
+    return KernelDistance(float(distances.mean()), float(distances.std(correction=0)))
+
+
+def draw(rows: Tensor, count: int, seed: int, index: int) -> Tensor:
+    return rows[torch.randperm(len(rows), generator=seeds.generator(seed, index))[:count]].double()
+
+
+def squared_discrepancy(x: Tensor, y: Tensor) -> float:
+    """E k(x, x') + E k(y, y') - 2 E k(x, y) over pairs of different images."""
+    across = kernel(x, y).mean()
+    return float(within(x) + within(y) - 2 * across)
+
+
+def within(x: Tensor) -> Tensor:
+    values = kernel(x, x)
+    return (values.sum() - values.trace()) / (len(x) * (len(x) - 1))
+
+
+def kernel(x: Tensor, y: Tensor) -> Tensor:
+    """(x.y / D + 1)^3."""
+    return (x @ y.T / x.shape[1] + 1).pow(3)
