@@ -19,3 +19,10 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def root(error: BaseException) -> BaseException:
+    """Where a chain of errors began; libraries raise sentences of their own over it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onefold.denoiser import Conditions
-from onefold.errors import UserError
+from onefold.errors import UserError, root
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -23,7 +23,7 @@ def import_diffusers() -> ModuleType:
         import diffusers
         from diffusers import UNet2DModel  # noqa: F401  (diffusers is lazy: this is what really imports)
     except (ImportError, RuntimeError) as error:
-        if "torchvision" not in str(error):
+        if "torchvision" not in str(root(error)):
             raise
         raise UserError(
             f"the installed torchvision does not match torch {torch.__version__} and breaks diffusers; "

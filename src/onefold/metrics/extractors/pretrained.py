@@ -1,0 +1,103 @@
+"""Models from a folder as transformers saves it: config.json, safetensors, preprocessor_config.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from onefold.errors import UserError, first_line, root
+from onefold.files import sha256
+from onefold.metrics.extractors.preprocessing import Preprocessing, read_preprocessing
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+
+
+def model_folder(name: str, weights: Path | None, kinds: Sequence[str]) -> Path:
+    """The folder, once it is seen to hold a model of one of these kinds."""
+    if weights is None:
+        raise UserError(
+            f"extractor {name!r} needs a model on this machine, and nothing is downloaded here; "
+            "give its folder, as transformers saves it, with --weights FOLDER"
+        )
+    folder = weights.expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {str(weights)!r}, expected a {name} model as transformers saves it; check the path"
+        )
+    kind = read(folder / CONFIG).get("model_type")
+    if kind not in kinds:
+        raise UserError(f"{folder} holds a model of type {kind!r}, expected {' or '.join(kinds)}; give another folder")
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder} holds no *.safetensors (pickled weights are not read); save the model again with save_pretrained"
+        )
+    return folder
+
+
+def load_model(name: str, folder: Path, kind: str) -> Any:
+    """A class of transformers with all of its weights: one that is missing would be drawn at random."""
+    found = import_class(name, kind)
+    try:
+        with quiet():
+            model, told = found.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:  # transformers and its files break in many ways
+        raise UserError(f"{folder} does not load as a {kind} ({first_line(error)}); restore it") from error
+    if told["missing_keys"]:
+        raise UserError(f"{folder} lacks weights of a {kind}, such as {min(told['missing_keys'])}; restore it")
+    return model.float().eval().requires_grad_(False)
+
+
+def import_class(name: str, kind: str) -> Any:
+    """transformers imports torchvision when it is installed, and one that was built for another torch breaks it."""
+    try:
+        import transformers
+
+        return getattr(transformers, kind)
+    except Exception as error:
+        remedy = "install it with: pip install 'onefold[text]'"
+        if "torchvision" in str(root(error)):
+            remedy = "pip uninstall torchvision, or install the build that belongs to this torch"
+        raise UserError(
+            f"extractor {name!r} needs transformers with its {kind}, which does not load "
+            f"({first_line(root(error))}); {remedy}"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bar and no report of transformers: what is wrong is told by the one sentence of an error."""
+    from transformers.utils import logging
+
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def preprocessing_of(folder: Path) -> Preprocessing:
+    return read_preprocessing(read(folder / PREPROCESSOR), str(folder / PREPROCESSOR))
+
+
+def identity_of(folder: Path) -> str:
+    """sha256 over what decides the features: the configs and the weights."""
+    parts = [folder / CONFIG, folder / PREPROCESSOR, *sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256("".join(sha256(part) for part in parts).encode()).hexdigest()
+
+
+def read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+        return dict(values)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is not readable as JSON ({first_line(error)}); restore it") from error
