@@ -268,7 +268,7 @@ def test_single_precision_adds_no_directions() -> None:
     exact, other = seen(x), seen(y)
     rounded = gaussian(exact.covariance.float(), exact.mean)
     assert frechet_distance(rounded, exact) <= 1e-6 * float(exact.covariance.trace())
-    assert frechet_distance(rounded, other) == pytest.approx(frechet_distance(exact, other), rel=1e-6)
+    assert frechet_distance(rounded, other) == pytest.approx(frechet_distance(exact, other), rel=5e-6)
 
 
 def test_a_constant_feature_is_a_covariance_too(tmp_path: Path) -> None:
