@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import random
 import statistics
 import sys
@@ -13,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onefold.version import versions
+from onefold.version import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -59,19 +57,10 @@ def summary(seconds: list[tuple[float, float]], bound: float) -> dict[str, Any]:
 
 def save(name: str, result: dict[str, Any], *, show: bool = True) -> None:
     """Print, and keep as JSON with what it depends on."""
-    machine = {"processor": processor(), "cores": os.cpu_count(), "platform": platform.platform(terse=True)}
     script = Path(sys.argv[0])
     command = " ".join(["python", f"benchmarks/{script.name}", *sys.argv[1:]])
-    record = {"command": command, **result, "versions": versions(), "machine": machine}
+    record = {"command": command, **result, "versions": versions(), "machine": hardware()}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     if show:
         print(json.dumps(record, indent=1))
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

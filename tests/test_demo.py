@@ -8,22 +8,24 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from onefold.bench.ways import BEST
 from onefold.cli import main
-from onefold.demo import MANY, run
+from onefold.demo import run
 from onefold.teachers import load_teacher
 
 
 def test_the_demo_goes_the_whole_way(tmp_path: Path) -> None:
     teacher = load_teacher("digits8", device="cpu")
     said: list[str] = []
-    demo = run(teacher, out=tmp_path, calls=2, budget="96", count=6, tell=said.append)
-    distances = [row.distance for row in demo.rows]
-    assert distances == sorted(distances) and demo.accuracy < min(distances)
-    assert {row.calls for row in demo.rows} == {2, MANY} and sum(row.calls == MANY for row in demo.rows) == 1
-    assert demo.student_row.calls == 2 and demo.trained["images"] == 96
-    assert demo.ratio == demo.best_solver.distance / demo.student_row.distance
-    with Image.open(demo.picture) as picture:
+    demo = run(teacher, out=tmp_path, calls=2, budget="96", count=20, tell=said.append)
+    rows = demo.comparison.rows
+    assert sorted(row["calls"] for row in rows) == [2] * 9 + [BEST[1]]  # four solvers on two grids, and the student
+    assert demo.student_row["calls"] == 2 and demo.trained["images"] == 96
+    solvers = [row["scores"]["rmse"]["value"] for row in rows if row["kind"] == "solver"]
+    assert demo.ratio("rmse") == min(solvers) / demo.student_row["scores"]["rmse"]["value"]
+    with Image.open(demo.comparison.picture) as picture:
         assert picture.width > picture.height
+    assert demo.comparison.report.read_text().startswith("<!")
     assert (Path(demo.export) / "model_index.json").is_file() and (Path(demo.student) / "student").is_dir()
     assert any("expected" not in line and "distilling" in line for line in said)
 
@@ -32,9 +34,9 @@ def test_the_command_ends_with_a_table_and_can_be_run_again(tmp_path: Path, caps
     words = ["demo", "--teacher", "digits8", "--calls", "1", "--budget", "64", "--count", "2", "--out", str(tmp_path)]
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert "student" in printed and str(tmp_path / "demo.png") in printed
+    assert "student" in printed and str(tmp_path / "report.html") in printed
     assert main([*words, "--json"]) == 0  # nothing is trained twice: the run was finished
     again = json.loads(capsys.readouterr().out)
     assert again["trained"]["images"] == 64
-    student = next(row for row in again["rows"] if row["who"] == "student")
-    assert f"{student['distance']:.4f}" in printed
+    student = next(row for row in again["comparison"]["rows"] if row["kind"] == "student")
+    assert f"{student['scores']['rmse']['value']:#.4g}" in printed

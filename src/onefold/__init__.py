@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onefold.bench.compare import compare as compare
+    from onefold.bench.evaluate import evaluate as evaluate
     from onefold.data import load_data as load_data
     from onefold.denoiser import Denoiser as Denoiser
     from onefold.distilling import distill as distill
@@ -29,7 +31,9 @@ HOME = {
     "Grid": "onefold.grids",
     "Student": "onefold.student",
     "UserError": "onefold.errors",
+    "compare": "onefold.bench.compare",
     "distill": "onefold.distilling",
+    "evaluate": "onefold.bench.evaluate",
     "load_data": "onefold.data",
     "load_student": "onefold.student",
     "load_teacher": "onefold.teachers",

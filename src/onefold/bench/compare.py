@@ -1,0 +1,370 @@
+"""Which way should I ship, and what does it cost? Solvers and students side by side, from the same noise.
+
+out/results.json    everything, as the report reads it
+out/report.html     the page to open
+out/comparison.png  the picture to show
+out/pictures/       what it shows
+out/cache/          rows and fine solutions by content: a comparison goes on where it stopped, and another one reuses them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from onefold.bench.gathering import GROUPS, PAIRED, Fine, Gathered, Meter, Request, gather
+from onefold.bench.judging import Judge, make_judge
+from onefold.bench.picture import NAME, save_picture
+from onefold.bench.processes import Processes
+from onefold.bench.published import read_published
+from onefold.bench.report import write_report
+from onefold.bench.ways import BEST, CALLS, FINE, GRIDS, SOLVERS, Way, best_way, fine_way, student_way, teacher_ways
+from onefold.denoiser import Denoiser
+from onefold.errors import UserError
+from onefold.files import atomic_file
+from onefold.metrics.interpolation import between, evenness
+from onefold.pictures import picture_grid, save_png
+from onefold.progress import Progress, Tell, silent
+from onefold.sampling import chosen_labels
+from onefold.seeds import ImageNoise
+from onefold.solvers import get_solver
+from onefold.student import Student, is_student, load_student
+from onefold.teachers import load_teacher
+from onefold.version import hardware, versions
+
+FORMAT = "onefold.comparison/1"
+SHOWN = 64
+COLUMNS = 8
+LARGEST = 128  # pixels of an image in the report's pictures
+PAIRS, FRAMES = 4, 10  # of the interpolation strips
+FOLLOWED = 4  # images whose states are shown
+
+
+@dataclass(frozen=True)
+class Comparison:
+    results: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return list(self.results["rows"])
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / NAME
+
+
+def compare(
+    models: Sequence[str | Path | Denoiser | Student],
+    *,
+    out: str | Path = "comparison",
+    calls: Sequence[int] = CALLS,
+    solvers: Sequence[str] = SOLVERS,
+    grids: Sequence[str] = GRIDS,
+    count: int = 512,
+    seed: int = 0,
+    metrics: Sequence[str] | None = None,
+    lead: str | None = None,
+    published: str | None = None,
+    reference: Sequence[str | Path] = (),
+    extractor: str | None = None,
+    weights: Path | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    precision: str = "auto",
+    command: str | None = None,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
+) -> Comparison:
+    """Teachers with every solver on every grid at every number of `calls`, each teacher at its best, and students.
+
+    All get the same noise. Without `metrics` the usual ones that the reference allows are measured; `lead` is the one
+    that the report opens with. `published` names shipped numbers of the same data set, which it draws beside.
+    """
+    begin, say, folder, processes = time.perf_counter(), tell or (lambda _: None), Path(out), Processes(device)
+    loaded = load_models(models, device, precision, say)
+    teachers = [model for model in loaded if isinstance(model, Denoiser)]
+    first = teachers[0]
+    judge = make_judge(
+        metrics,
+        reference,
+        home=first.home,
+        classes=bool(first.classes),
+        paired=True,
+        count=count,
+        extractor=extractor,
+        weights=weights,
+        device=str(first.device),
+        batch_size=batch_size,
+        progress=progress,
+    )
+    ways = [way for teacher in teachers for way in (*teacher_ways(teacher, solvers, grids, calls), best_way(teacher))]
+    ways += [student_way(model) for model in loaded if isinstance(model, Student)]
+    request = Request(count, seed, batch_size, list(judge.extractors.values()), judge.keep_vectors, min(SHOWN, count))
+    bench = Bench(
+        judge, request, folder, processes, progress or silent, fine_solutions(teachers, request, folder, judge)
+    )
+    rows = [{"id": f"r{number:02}"} | row for number, row in enumerate(bench.rows(ways))]
+    results = {
+        "format": FORMAT,
+        "title": title(teachers, loaded),
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": time.perf_counter() - begin,
+        "count": count,
+        "seed": seed,
+        "shown": request.shown,
+        "image": image_facts(first),
+        "fine": f"{FINE[0]}, {FINE[1]} calls, for the first {min(count, PAIRED)} images",
+        "best": f"{BEST[0]}, {BEST[1]} calls: fixed in advance",
+        "metrics": sorted(judge.about(count), key=lambda metric: metric["key"] != lead),
+        "rows": rows,
+        **bench.shows(featured(list(zip(ways, rows, strict=True)))),
+        "published": read_published(published, [metric.key(name) for metric, name in judge.asked])
+        if published
+        else None,
+        "provenance": provenance(command, loaded, judge),
+    }
+    if processes.first:
+        with atomic_file(folder / "results.json") as draft:
+            draft.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+        save_picture(results, folder)
+        write_report(folder)
+    processes.wait()
+    return Comparison(results, folder)
+
+
+def load_models(
+    models: Sequence[str | Path | Denoiser | Student], device: str, precision: str, tell: Tell
+) -> list[Denoiser | Student]:
+    """At least one of them a teacher: it is the measure; and all of one image shape, since they get the same noise."""
+    loaded: list[Denoiser | Student] = []
+    for model in models:
+        if isinstance(model, (Denoiser, Student)):
+            loaded.append(model)
+        else:
+            load = load_student if is_student(model) else load_teacher
+            loaded.append(load(model, device=device, precision=precision, tell=None if loaded else tell))
+    teachers = [model for model in loaded if isinstance(model, Denoiser)]
+    if not teachers:
+        raise UserError("a comparison needs a teacher, whose solvers are the students' control; name it first")
+    for model in loaded:
+        other = model.denoiser if isinstance(model, Student) else model
+        if other.shape != teachers[0].shape:
+            raise UserError(
+                f"{other.name!r} makes images of {shape_text(other)}, {teachers[0].name!r} of {shape_text(teachers[0])}; "
+                "compare models of one shape, since all get the same noise"
+            )
+    return loaded
+
+
+def shape_text(model: Denoiser) -> str:
+    return "x".join(map(str, model.shape))
+
+
+def title(teachers: Sequence[Denoiser], loaded: Sequence[object]) -> str:
+    students = len(loaded) - len(teachers)
+    names = ", ".join(teacher.name for teacher in teachers)
+    return names + (f" and {students} student{'s' * (students > 1)}" if students else "")
+
+
+def image_facts(teacher: Denoiser) -> dict[str, int]:
+    """As the report's pictures hold them."""
+    channels, height, width = teacher.shape
+    scale = min(1.0, LARGEST / max(height, width))
+    return {"channels": channels, "height": round(height * scale), "width": round(width * scale)}
+
+
+def fine_solutions(
+    teachers: Sequence[Denoiser], request: Request, folder: Path, judge: Judge
+) -> dict[str | None, Fine]:
+    """By the hash of the weights: a student is measured against the teacher it came from."""
+    if not judge.paired:
+        return {}
+    return {
+        teacher.card.get("sha256"): Fine(fine_way(teacher), request.seed, min(PAIRED, request.count), folder / "cache")
+        for teacher in teachers
+    }
+
+
+class Bench:
+    """Measures ways one after the other; what was measured before is read."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        request: Request,
+        folder: Path,
+        processes: Processes,
+        progress: Progress,
+        fine: Mapping[str | None, Fine],
+    ) -> None:
+        self.judge, self.request, self.folder, self.processes = judge, request, folder, processes
+        self.progress, self.fine = progress, fine
+
+    def rows(self, ways: Sequence[Way]) -> list[dict[str, Any]]:
+        """As results.json holds them."""
+        todo = [way for way in ways if not self.known(way)]
+        fine = {id(found): found for way in todo if (found := self.fine_for(way))}
+        calls = self.request.count * sum(way.calls for way in todo)
+        meter = Meter(self.progress, self.processes, calls + sum(one.way.calls * one.count for one in fine.values()))
+        self.processes.wait()  # all have looked before anything is written
+        return [self.row(way, meter) for way in ways]
+
+    def kept(self, way: Way) -> Path:
+        return self.folder / "cache" / f"{self.key(way)}.json"
+
+    def known(self, way: Way) -> bool:
+        return self.kept(way).exists() and (self.folder / self.picture(way)).exists()
+
+    def picture(self, way: Way, what: str = "") -> str:
+        return f"pictures/{self.key(way)}{what}.png"
+
+    def row(self, way: Way, meter: Meter) -> dict[str, Any]:
+        path = self.kept(way)
+        if self.known(way):
+            measured = json.loads(path.read_text())
+        else:
+            measured = self.measure(way, meter)
+            if self.processes.first:
+                with atomic_file(path) as draft:
+                    draft.write_text(json.dumps(measured, allow_nan=False) + "\n")
+            self.processes.wait()
+        return {
+            "label": way.label,
+            "series": way.series,
+            "kind": way.kind,
+            "model": way.model.name,
+            "method": way.recipe.get("method"),
+            "solver": way.plan.solver,
+            "grid": way.grid,
+            "calls": way.calls,
+            "cost": way.cost,
+            **measured,
+        }
+
+    def key(self, way: Way) -> str:
+        asked = [self.request.count, self.request.seed, self.request.shown, GROUPS, self.judge.identity()]
+        fine = self.fine_for(way)
+        facts = [FORMAT, way.fingerprint, asked, fine.way.fingerprint if fine else None, str(way.model.device)]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+    def fine_for(self, way: Way) -> Fine | None:
+        teacher = way.recipe["teacher"].get("sha256") if way.kind == "student" else way.model.card.get("sha256")
+        return self.fine.get(teacher)
+
+    def measure(self, way: Way, meter: Meter) -> dict[str, Any]:
+        gathered = gather(way, self.request, self.fine_for(way), meter, self.processes)
+        if self.processes.first:
+            save_sprite(gathered, self.folder / self.picture(way))
+        scores = {key: asdict(score) for key, score in self.judge.scores(gathered).items()}
+        return {
+            "nfe": gathered.nfe,
+            "scores": scores,
+            "seconds_per_image": gathered.seconds_per_image,
+            "picture": self.picture(way),
+        }
+
+    def shows(self, chosen: Sequence[tuple[Way, dict[str, Any]]]) -> dict[str, Any]:
+        """Paths between noises and states on the way, for the rows that people will look at."""
+        paths, trajectories = [], []
+        for way, row in chosen if self.processes.first else ():
+            if not get_solver(way.plan.solver).stochastic:
+                paths.append({"row": row["id"], **self.path(way)})
+            if way.calls <= max(CALLS):
+                trajectories.append({"row": row["id"], **self.trajectory(way)})
+        return {"interpolations": paths, "trajectories": trajectories}
+
+    def path(self, way: Way) -> dict[str, Any]:
+        """Images along the great circles between the noises of the first images; the class is the first one's."""
+        noises = ImageNoise(self.request.seed, range(2 * PAIRS), way.model.shape)()
+        frames = between("slerp", noises[:PAIRS], noises[PAIRS:], FRAMES)
+        labels = chosen_labels(way.model, self.request.seed, range(PAIRS), None)
+        repeated = None if labels is None else labels.repeat_interleave(FRAMES)
+        images = way.plan.solve(way.model, lambda: frames.flatten(0, 1), repeated)[-1].float().cpu()
+        picture = self.picture(way, "-path")
+        save_png(picture_grid(small(images), FRAMES, 1, 0), self.folder / picture)
+        found = evenness(images.unflatten(0, (PAIRS, FRAMES)))
+        return {
+            "picture": picture,
+            "columns": FRAMES,
+            "about": "along the great circle between two noises",
+            "length": found.length,
+            "jump": found.jump,
+        }
+
+    def trajectory(self, way: Way) -> dict[str, Any]:
+        """The states as the network sees them, which is with a spread of about one at any level."""
+        count = min(FOLLOWED, self.request.count)
+        labels = chosen_labels(way.model, self.request.seed, range(count), None)
+        noise = ImageNoise(self.request.seed, range(count), way.model.shape)
+        states = way.plan.solve(way.model, noise, labels, trajectory=True)
+        sigmas = way.plan.grid.sigmas
+        scales = way.model.process.scales(sigmas)[0]
+        seen = [
+            state.float().cpu() * float(scale) if torch.isfinite(sigma) else state.float().cpu()
+            for state, scale, sigma in zip(states, scales, sigmas, strict=True)
+        ]
+        picture = self.picture(way, "-steps")
+        columns = small(torch.stack(seen, 1).flatten(0, 1))
+        save_png(picture_grid(columns, len(seen), 1, 0), self.folder / picture)
+        return {
+            "picture": picture,
+            "columns": len(seen),
+            "sigmas": [float(sigma) if torch.isfinite(sigma) else None for sigma in sigmas],
+        }
+
+
+def save_sprite(gathered: Gathered, path: Path) -> None:
+    assert gathered.shown is not None
+    save_png(picture_grid(small(gathered.shown), COLUMNS, 1, 0), path)
+
+
+def small(images: Tensor) -> Tensor:
+    """No larger than the report's pictures are."""
+    images, largest = images.clamp(-1, 1), max(images.shape[-2:])
+    if largest <= LARGEST:
+        return images
+    size = [round(side * LARGEST / largest) for side in images.shape[-2:]]
+    return interpolate(images, size=size, mode="area")
+
+
+def featured(rows: Sequence[tuple[Way, dict[str, Any]]]) -> list[tuple[Way, dict[str, Any]]]:
+    """Students, the teacher at its best, and the solver of that at as many calls as a student makes."""
+    calls = {way.calls for way, _ in rows if way.kind == "student"} or {min(way.calls for way, _ in rows)}
+    usual = next(way.grid for way, _ in rows if way.kind == "best")
+    return [
+        (way, row)
+        for way, row in rows
+        if way.kind != "solver" or (way.calls in calls and way.plan.solver == BEST[0] and way.grid == usual)
+    ]
+
+
+def provenance(command: str | None, loaded: Sequence[Denoiser | Student], judge: Judge) -> dict[str, Any]:
+    models: dict[str, Any] = {}
+    for model in loaded:
+        if isinstance(model, Student):
+            models[model.name] = {"student": dict(model.recipe)}
+        else:
+            models[model.name] = {"teacher": repr(model), "sha256": model.card.get("sha256")}
+    return {
+        "commands": [command] if command else [],
+        "versions": versions(),
+        "hardware": hardware(),
+        "models": models,
+        "references": {name: {"images": one.count or None, **one.provenance} for name, one in judge.references.items()},
+        "extractors": {name: one.about for name, one in judge.extractors.items()},
+    }

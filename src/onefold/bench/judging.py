@@ -1,0 +1,195 @@
+"""What is measured, with which extractors and against which reference: decided once, the same for every way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onefold.bench.gathering import Gathered
+from onefold.errors import UserError
+from onefold.metrics.extractors import Extractor, find_extractor
+from onefold.metrics.references import NAME, is_statistics, load_reference
+from onefold.metrics.scores import METRICS, USUAL, Evidence, Metric, Need, Score, asked_metrics, title_of
+from onefold.metrics.statistics import Statistics, load_statistics
+from onefold.progress import Progress
+
+REMEDY: dict[Need, str] = {
+    "reference": "give --reference with statistics (.npz) or images",
+    "real": "give --reference with images, or statistics that carry features",
+    "logits": "use an extractor that classifies",
+    "labels": "use a model with classes",
+    "texts": "give --prompts with one text a line for each image, and --extractor clip with --weights",
+    "fine": "measure a model, or a student of the teacher that stands beside it",
+}
+
+
+@dataclass(frozen=True)
+class Judge:
+    asked: Sequence[tuple[Metric, str]]  # with the extractor's name, "" for metrics that need none
+    extractors: Mapping[str, Extractor]
+    references: Mapping[str, Statistics]
+    texts: Tensor | None = None  # features of the prompts
+
+    @property
+    def keep_vectors(self) -> bool:
+        return any(metric.vectors for metric, _ in self.asked)
+
+    @property
+    def paired(self) -> bool:
+        return any(not metric.extracted for metric, _ in self.asked)
+
+    def scores(self, gathered: Gathered) -> dict[str, Score]:
+        """Of a way; what it cannot be measured by (a student of another teacher by the distance to this one) is left out."""
+        found, evidence = {}, {name: self.evidence(gathered, name) for _, name in self.asked}
+        for metric, name in self.asked:
+            seen = evidence[name]
+            if not any(seen.lacks(need) for need in metric.needs):
+                found[metric.key(name)] = metric.score(seen)
+        return found
+
+    def evidence(self, gathered: Gathered, name: str) -> Evidence:
+        return Evidence(
+            groups=gathered.groups.get(name, ()),
+            vectors=gathered.vectors.get(name),
+            logits=gathered.logits.get(name),
+            labels=gathered.labels,
+            texts=self.texts,
+            reference=self.references.get(name),
+            errors=gathered.errors,
+        )
+
+    def about(self, count: int) -> list[dict[str, Any]]:
+        """Each metric for a reader, with what real images would get."""
+        return [
+            {
+                "key": metric.key(name),
+                "name": title_of(metric, name),
+                "about": metric.about,
+                "better": metric.better,
+                "floor": self.floor(metric, name, count),
+            }
+            for metric, name in self.asked
+        ]
+
+    def floor(self, metric: Metric, name: str, count: int) -> dict[str, Any] | None:
+        reference = self.references.get(name)
+        found = metric.floor(reference, count) if reference and metric.extracted else None
+        return asdict(found) if found else None
+
+    def identity(self) -> list[Any]:
+        """What decides a score beside the images."""
+        return [
+            [metric.key(name) for metric, name in self.asked],
+            {name: extractor.identity for name, extractor in self.extractors.items()},
+            {name: digest(statistics) for name, statistics in self.references.items()},
+        ]
+
+
+def make_judge(
+    metrics: Sequence[str] | None,
+    references: Sequence[str | Path],
+    *,
+    home: Path | None,
+    classes: bool,
+    paired: bool,
+    count: int,
+    extractor: str | None = None,
+    weights: Path | None = None,
+    prompts: Path | None = None,
+    device: str = "cpu",
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> Judge:
+    """`home` is the model's folder, which may hold a reference of its own; without `metrics` all usual ones that can be
+    measured with what there is."""
+    sources = list(references) or ([home / NAME] if home and (home / NAME).is_file() else [])
+    asked = with_extractors(metrics, extractor or next(filter(None, map(maker_of, sources)), None))
+    names = dict.fromkeys(name for _, name in asked if name)
+    extractors = {name: find_extractor(name, weights=weights, device=device) for name in names}
+    found = {
+        name: load_reference(source, one, batch_size=batch_size, progress=progress)
+        for name, one in extractors.items()
+        if (source := source_for(name, sources))
+    }
+    texts = read_texts(prompts, count, weights, device) if prompts else None
+    kept = []
+    for metric, name in asked:
+        reference, one = found.get(name), extractors.get(name)
+        have: dict[Need, object] = {
+            "reference": reference,
+            "real": reference.features if reference else None,
+            "logits": one.classes if one else None,
+            "labels": classes or None,
+            "texts": texts,
+            "fine": paired or None,
+        }
+        trouble = obstacle(metric, name, have, count)
+        if trouble is None:
+            kept.append((metric, name))
+        elif metrics is not None:
+            raise UserError(trouble)
+    if not kept:
+        raise UserError(f"nothing can be measured here; {REMEDY['reference']} (metrics: {', '.join(METRICS)})")
+    used = {name for _, name in kept}
+    return Judge(
+        kept,
+        {name: one for name, one in extractors.items() if name in used},
+        {name: one for name, one in found.items() if name in used},
+        texts,
+    )
+
+
+def read_texts(prompts: Path, count: int, weights: Path | None, device: str) -> Tensor:
+    """CLIP's features of the first lines of a file, one for each image."""
+    from onefold.metrics.extractors.clip import text_features
+
+    if weights is None:
+        raise UserError(f"--prompts {prompts} are read by CLIP; give its folder with --weights")
+    lines = [line.strip() for line in prompts.expanduser().read_text().splitlines() if line.strip()]
+    if len(lines) < count:
+        raise UserError(f"{prompts} has {len(lines)} texts for {count} images; give one a line for each image")
+    return text_features(weights, torch.device(device))(lines[:count])
+
+
+def with_extractors(metrics: Sequence[str] | None, usual: str | None) -> list[tuple[Metric, str]]:
+    """Each metric with its extractor's name, "" where it needs none; without a usual one what needs it is left out, but
+    not where it was asked for."""
+    asked = [(metric, own or metric.only or usual) for metric, own in asked_metrics(metrics or USUAL)]
+    for metric, name in asked:
+        if metrics is not None and metric.extracted and not name:
+            raise UserError(f"metric {metric.name!r} needs an extractor; {REMEDY['reference']}, or name an --extractor")
+    return [
+        (metric, (name or "") if metric.extracted else "") for metric, name in asked if name or not metric.extracted
+    ]
+
+
+def obstacle(metric: Metric, name: str, have: Mapping[Need, object], count: int) -> str | None:
+    """Why it cannot be measured, and what would help."""
+    missing = next((need for need in metric.needs if have[need] is None), None)
+    if missing:
+        return f"metric {metric.key(name)} cannot be measured here; {REMEDY[missing]}"
+    if count < metric.least:
+        return f"metric {metric.key(name)} needs {metric.least} images or more, not {count}; give a larger --count"
+    return None
+
+
+def digest(reference: Statistics) -> str:
+    parts = [reference.mean, reference.covariance, *([] if reference.features is None else [reference.features])]
+    return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+
+
+def maker_of(source: str | Path) -> str:
+    """The extractor whose statistics a file holds; "" for images and files that do not say."""
+    return load_statistics(Path(source).expanduser()).extractor if is_statistics(source) else ""
+
+
+def source_for(name: str, sources: Sequence[str | Path]) -> str | Path | None:
+    """Statistics of just this extractor first, then what fits any: images, and files that do not say."""
+    fitting = [source for source in sources if maker_of(source) in (name, "")]
+    return next((source for source in fitting if maker_of(source) == name), next(iter(fitting), None))

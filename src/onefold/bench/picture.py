@@ -1,0 +1,64 @@
+"""One picture of a comparison: the teacher at its best, students, and what solvers give for as many calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from onefold.data import to_float
+from onefold.pictures import COLUMNS, labelled_rows, save_png
+
+NAME = "comparison.png"
+
+
+def save_picture(results: Mapping[str, Any], folder: Path) -> Path:
+    rows = [(caption(row, results), images(folder / row["picture"], results["image"])) for row in shown(results)]
+    title = f"{results['title']}: the same noise in each column"
+    return save_png(labelled_rows(rows, title=title), folder / NAME)
+
+
+def shown(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Under each student, or else at each number of calls, the nearest solver; the plainest comes last."""
+    rows = results["rows"]
+    students = sorted((row for row in rows if row["kind"] == "student"), key=lambda row: -int(row["calls"]))
+    solvers = [row for row in rows if row["kind"] == "solver"]
+    calls = dict.fromkeys(row["calls"] for row in students) or sorted({row["calls"] for row in solvers}, reverse=True)
+    chosen = [row for row in rows if row["kind"] == "best"]
+    for count in calls:
+        chosen += [row for row in students if row["calls"] == count]
+        chosen += sorted((row for row in solvers if row["calls"] == count), key=lambda row: rank(row, results))[:1]
+    plain = [row for row in solvers if row["solver"] == "euler" and row["calls"] in calls and row not in chosen]
+    return chosen + sorted(plain, key=lambda row: rank(row, results))[-1:]
+
+
+def rank(row: Mapping[str, Any], results: Mapping[str, Any]) -> float:
+    """By the distance to the teacher where it was measured, else by the first metric; smaller is better."""
+    metric = next((one for one in results["metrics"] if one["key"] == "rmse"), results["metrics"][0])
+    score = row["scores"].get(metric["key"])
+    value = float("inf") if score is None else float(score["value"])
+    return value if metric["better"] == "lower" else -value
+
+
+def caption(row: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    told = [one["key"] for one in results["metrics"] if one["key"] in ("rmse", "median")] or [
+        results["metrics"][0]["key"]
+    ]
+    scores = ", ".join(f"{key} {row['scores'][key]['value']:.3f}" for key in told if key in row["scores"])
+    who = "student" if row["kind"] == "student" else "teacher at its best" if row["kind"] == "best" else "teacher"
+    return f"{who}, {row['calls']} calls\n{row['series']}\n{scores}"
+
+
+def images(path: Path, image: Mapping[str, int]) -> Tensor:
+    """The first of a row's picture, in [-1, 1]."""
+    with Image.open(path) as picture:
+        pixels = torch.from_numpy(np.asarray(picture).copy())
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    height, width = image["height"], image["width"]
+    tiles = pixels.unfold(0, height, height).unfold(1, width, width).flatten(0, 1)
+    return to_float(tiles[:COLUMNS])

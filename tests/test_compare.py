@@ -1,0 +1,374 @@
+"""The measuring bench end to end on the bundled digits, and on exact teachers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import onefold
+from onefold.bench.compare import COLUMNS, Comparison, compare
+from onefold.bench.evaluate import evaluate
+from onefold.bench.published import read_published
+from onefold.bench.ways import BEST, student_way, teacher_ways, way
+from onefold.cli import main
+from onefold.denoiser import Denoiser, GaussianMixture
+from onefold.errors import UserError
+from onefold.metrics.references import load_reference, make_reference
+from onefold.process import EDM
+from onefold.student import Student, load_student
+
+SMALL: dict[str, Any] = {
+    "calls": (1, 2),
+    "solvers": ("euler", "ipndm3"),
+    "grids": ("auto",),
+    "count": 24,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Denoiser:
+    return onefold.load_teacher("digits8", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+    out = tmp_path_factory.mktemp("students") / "quick"
+    return onefold.distill("digits8", out=out, calls=2, budget="64", batch_size=16, watched=8, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("comparison")
+
+
+@pytest.fixture(scope="module")
+def comparison(folder: Path, teacher: Denoiser, student: Student) -> Comparison:
+    return compare([teacher, student], out=folder, command="onefold compare <digits8> & 'more'", **SMALL)
+
+
+def mixture(**changes: Any) -> GaussianMixture:
+    means = torch.linspace(-0.8, 0.8, 3 * 16, dtype=torch.float64).reshape(3, 1, 4, 4)
+    return GaussianMixture(means, 0.2, labels=[0, 1, 2], process=EDM(), **changes)
+
+
+def test_every_way_is_a_row(comparison: Comparison) -> None:
+    kinds = [row["kind"] for row in comparison.rows]
+    assert kinds.count("solver") == 4 and kinds.count("best") == 1 and kinds.count("student") == 1
+    best = next(row for row in comparison.rows if row["kind"] == "best")
+    assert (best["solver"], best["calls"]) == BEST  # fixed, not chosen
+    for row in comparison.rows:
+        assert row["nfe"] == row["calls"]
+        assert set(row["scores"]) == {one["key"] for one in comparison.results["metrics"]}
+        assert all(np.isfinite(score["value"]) for score in row["scores"].values())
+    assert [row["cost"] is not None for row in comparison.rows] == [kind == "student" for kind in kinds]
+
+
+def test_the_usual_metrics_come_with_the_bundled_reference(comparison: Comparison) -> None:
+    keys = [one["key"] for one in comparison.results["metrics"]]
+    assert keys == [
+        "fd[digits-cnn]",
+        "precision[digits-cnn]",
+        "recall[digits-cnn]",
+        "accuracy[digits-cnn]",
+        "rmse",
+        "median",
+    ]
+    floor = comparison.results["metrics"][0]["floor"]
+    assert floor["low"] <= floor["value"] <= floor["high"]
+    assert "24" in floor["about"]
+
+
+def test_more_calls_are_nearer_and_the_best_is_nearest(comparison: Comparison) -> None:
+    def rmse(**facts: Any) -> float:
+        row = next(row for row in comparison.rows if all(row[key] == value for key, value in facts.items()))
+        return float(row["scores"]["rmse"]["value"])
+
+    assert rmse(kind="best") < rmse(solver="ipndm3", calls=2) < rmse(solver="ipndm3", calls=1)
+
+
+def test_the_distance_is_to_the_fine_solution_from_the_same_noise(comparison: Comparison, teacher: Denoiser) -> None:
+    fine = onefold.sample(teacher, 24, solver="dpmpp3m_exact", calls=64, seed=0)
+    images = onefold.sample(teacher, 24, solver="euler", calls=2, seed=0)
+    row = next(
+        row for row in comparison.rows if row["solver"] == "euler" and row["kind"] == "solver" and row["calls"] == 2
+    )
+    assert row["scores"]["rmse"]["value"] == pytest.approx(float((images - fine).square().mean().sqrt()), rel=1e-4)
+
+
+def test_pictures_hold_the_images_as_they_are(comparison: Comparison, teacher: Denoiser) -> None:
+    row = next(row for row in comparison.rows if row["solver"] == "euler" and row["calls"] == 1)
+    with Image.open(comparison.folder / row["picture"]) as picture:
+        assert picture.size == (8 * COLUMNS, 8 * 3)
+        tile = torch.from_numpy(np.asarray(picture)[8:16, 16:24].copy()).float() / 127.5 - 1
+    images = onefold.sample(teacher, 11, solver="euler", calls=1, seed=0)
+    assert torch.allclose(tile, images[10, 0].clamp(-1, 1), atol=1 / 127)
+
+
+def test_results_are_json_and_name_where_they_come_from(comparison: Comparison) -> None:
+    results = json.loads((comparison.folder / "results.json").read_text())
+    assert results == json.loads(json.dumps(comparison.results))
+    assert results["provenance"]["commands"] == ["onefold compare <digits8> & 'more'"]
+    assert results["provenance"]["versions"]["torch"] == torch.__version__
+    assert "processor" in results["provenance"]["hardware"]
+    for path in (*results["interpolations"], *results["trajectories"]):
+        with Image.open(comparison.folder / path["picture"]) as picture:
+            assert picture.width == 8 * path["columns"]
+
+
+def test_trajectories_end_in_the_image(comparison: Comparison) -> None:
+    student = next(row for row in comparison.rows if row["kind"] == "student")
+    steps = next(one for one in comparison.results["trajectories"] if one["row"] == student["id"])
+    with (
+        Image.open(comparison.folder / steps["picture"]) as path,
+        Image.open(comparison.folder / student["picture"]) as images,
+    ):
+        last = np.asarray(path)[0:8, -8:].astype(int)
+        assert np.abs(last - np.asarray(images)[0:8, 0:8].astype(int)).max() <= 1
+    assert steps["columns"] == student["calls"] + 2  # the start, the analytic step, and the calls
+
+
+def test_the_page_is_there(comparison: Comparison) -> None:
+    assert comparison.report.read_text().startswith("<!")
+
+
+def test_what_was_measured_is_not_measured_again(comparison: Comparison, teacher: Denoiser, student: Student) -> None:
+    again = teacher.replace(name=teacher.name)
+    found = compare([again, student], out=comparison.folder, **SMALL)
+    assert [row["scores"] for row in found.rows] == [row["scores"] for row in comparison.rows]
+    assert [row["seconds_per_image"] for row in found.rows] == [row["seconds_per_image"] for row in comparison.rows]
+
+
+def test_a_comparison_goes_on_where_it_stopped(
+    tmp_path: Path, teacher: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onefold.bench import compare as module
+
+    measured: list[str] = []
+    original = module.Bench.measure
+
+    def stop_at_third(self: Any, one: Any, meter: Any) -> Any:
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(one.label)
+        return original(self, one, meter)
+
+    settings = {**SMALL, "count": 4, "metrics": ["rmse"]}
+    monkeypatch.setattr(module.Bench, "measure", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        compare([teacher], out=tmp_path, **settings)
+    rest: list[str] = []
+
+    def note(self: Any, one: Any, meter: Any) -> Any:
+        rest.append(one.label)
+        return original(self, one, meter)
+
+    monkeypatch.setattr(module.Bench, "measure", note)
+    found = compare([teacher], out=tmp_path, **settings)
+    assert len(measured) == 2 and len(rest) == len(found.rows) - 2 and not set(measured) & set(rest)
+
+
+def test_other_weights_are_another_row(teacher: Denoiser, student: Student) -> None:
+    ours, theirs = way(teacher, "euler", 2), way(student.denoiser, "euler", 2)
+    assert ours.fingerprint != theirs.fingerprint
+    assert ours.fingerprint == way(teacher, "euler", 2).fingerprint
+    assert len({one.fingerprint for one in teacher_ways(teacher, ("euler", "ipndm3"), ("auto", "karras"), (2, 3))}) == 8
+
+
+def test_the_same_grid_by_two_names_is_one_row() -> None:
+    assert len(teacher_ways(mixture(), ("euler",), ("auto", "karras"), (4,))) == 1
+
+
+def test_exact_teachers_need_no_reference(tmp_path: Path) -> None:
+    found = compare([mixture()], out=tmp_path, calls=(2, 8), solvers=("euler",), grids=("auto",), count=20)
+    assert [one["key"] for one in found.results["metrics"]] == ["rmse", "median"]
+    few, many = (row["scores"]["rmse"]["value"] for row in found.rows[:2])
+    assert many < few
+
+
+@pytest.mark.parametrize(
+    ("models", "settings", "message"),
+    [
+        ((), {}, "needs a teacher"),
+        (("digits8",), {"metrics": ["fdd"]}, "unknown metric 'fdd'"),
+        (("digits8",), {"metrics": ["fid"]}, r"fd\[inception\]"),
+        (("digits8",), {"metrics": ["rmse[inception]"]}, "uses no extractor"),
+        (("digits8",), {"metrics": ["fd"], "count": 8}, "needs 20 images or more"),
+        (("digits8",), {"solvers": ("eular",)}, "did you mean 'euler'"),
+        (("digits8",), {"calls": (0,)}, "1 or more network calls"),
+        (("digits8", "fashion28"), {}, "1x28x28"),
+        (("digits8",), {"metrics": ["fd[fashion-cnn]"]}, "fashion-cnn"),
+        (("digits8",), {"published": "cifar"}, "did you mean 'cifar10'"),
+        (("digits8",), {"published": "cifar10"}, r"fd\[inception\], which is not measured"),
+    ],
+)
+def test_mistakes_get_one_sentence(
+    tmp_path: Path, models: tuple[str, ...], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        compare(models, out=tmp_path / "out", **{**SMALL, **settings})
+
+
+def test_published_numbers_fall_with_calls_and_hold_the_paper_s() -> None:
+    found = read_published("cifar10", ["fd[inception]"])
+    points = {one["label"]: dict(map(tuple, one["points"])) for one in found["series"]}
+    assert points["Euler"][10] == 15.69 and points["SFD (student)"][2] == 4.53 and points["iPNDM-4"][5] == 13.59
+    for series in points.values():
+        assert list(series.values()) == sorted(series.values(), reverse=True)
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_alone_is_what_it_is_in_a_comparison(comparison: Comparison, student: Student) -> None:
+    alone = evaluate(student, teacher="digits8", count=24)
+    row = next(row for row in comparison.rows if row["kind"] == "student")
+    for key, score in row["scores"].items():
+        assert alone["scores"][key]["value"] == pytest.approx(score["value"], rel=1e-4), key
+    assert alone["nfe"] == 2 and alone["cost"]["images"] == 64
+
+
+def test_the_path_is_measured_step_by_step(student: Student) -> None:
+    steps = evaluate(student, teacher="digits8", count=24, metrics=["rmse"])["steps"]
+    assert [step["sigma"] for step in steps] == student.grid.sigmas.tolist()[1:]
+    found = evaluate(student, teacher="digits8", count=24, metrics=["rmse"])["scores"]["rmse"]["value"]
+    assert steps[-1]["rmse"] == pytest.approx(found, rel=0.05)  # the same images, against two fine solutions
+
+
+def test_images_in_a_folder_are_measured_like_the_model_s(tmp_path: Path, teacher: Denoiser) -> None:
+    assert (
+        main(
+            [
+                "sample",
+                "digits8",
+                "--count",
+                "40",
+                "--calls",
+                "2",
+                "--solver",
+                "euler",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "x.npz"),
+            ]
+        )
+        == 0
+    )
+    reference = Path(onefold.__file__).parent / "assets" / "digits8" / "reference.npz"
+    images = evaluate(tmp_path / "x.npz", reference=reference)["scores"]
+    model = evaluate(teacher, solver="euler", calls=2, count=40, metrics=["fd", "accuracy"])["scores"]
+    assert images["fd[digits-cnn]"]["value"] == pytest.approx(model["fd[digits-cnn]"]["value"], rel=1e-3)
+    assert images["accuracy[digits-cnn]"]["value"] == model["accuracy[digits-cnn]"]["value"]
+    assert "rmse" not in images
+
+
+def test_real_images_reach_the_floor() -> None:
+    found = evaluate("digits", extractor="digits-cnn", reference="digits", metrics=["fd", "precision", "coverage"])
+    scores = found["scores"]
+    assert scores["fd[digits-cnn]"]["value"] < scores["fd[digits-cnn]"]["floor"]["high"]
+    for name in ("precision", "coverage"):
+        score = scores[f"{name}[digits-cnn]"]
+        assert score["value"] == pytest.approx(score["floor"]["value"], abs=0.1)
+
+
+def test_a_student_whose_teacher_is_gone_is_measured_without_it(student: Student) -> None:
+    lonely = Student(
+        student.denoiser, student.grid, student.afs, {**student.recipe, "teacher": {"name": "gone", "sha256": "0"}}
+    )
+    said: list[str] = []
+    found = evaluate(lonely, count=24, extractor="digits-cnn", reference="digits", tell=said.append)
+    assert "rmse" not in found["scores"] and "--teacher" in said[-1]
+
+
+def test_another_teacher_is_no_measure_for_a_student(student: Student) -> None:
+    with pytest.raises(UserError, match="other weights"):
+        evaluate(student, teacher="fashion28", count=4)
+
+
+def test_a_reference_is_made_from_data_and_read_again(tmp_path: Path) -> None:
+    from onefold.metrics.extractors import find_extractor
+
+    extractor = find_extractor("digits-cnn")
+    made = make_reference(onefold.load_data("digits"), extractor)
+    assert made.count + len(made.features if made.features is not None else ()) == 1797
+    made.save(tmp_path / "ref.npz")
+    again = load_reference(tmp_path / "ref.npz", extractor)
+    assert torch.equal(again.mean, made.mean) and again.provenance["held_out"] == 359
+    with pytest.raises(UserError, match="held_out"):
+        make_reference(onefold.load_data("digits"), extractor, held_out=1796)
+
+
+def test_statistics_of_another_network_are_refused(tmp_path: Path) -> None:
+    from onefold.metrics.extractors import find_extractor
+
+    made = make_reference(onefold.load_data("digits"), find_extractor("digits-cnn"))
+    made.provenance["extractor_identity"] = "0" * 64
+    made.save(tmp_path / "ref.npz")
+    with pytest.raises(UserError, match="other weights"):
+        evaluate("digits8", reference=tmp_path / "ref.npz", count=24, device="cpu")
+
+
+def test_the_way_of_a_student_is_its_own(student: Student) -> None:
+    one = student_way(student)
+    images = one.plan.run(student.denoiser, 3, range(2), torch.tensor([1, 2]))
+    assert torch.equal(images, student.sample(2, seed=3, labels=[1, 2]))
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_commands(tmp_path: Path, student: Student, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(student.recipe["settings"]["out"])
+    words = ["--count", "24", "--device", "cpu"]
+    assert (
+        main(
+            [
+                "compare",
+                "digits8",
+                str(run),
+                "--calls",
+                "1,2",
+                "--solvers",
+                "euler",
+                "--grids",
+                "auto",
+                "--out",
+                str(tmp_path),
+                *words,
+            ]
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "euler on quadratic, 2 calls" in printed and str(tmp_path / "report.html") in printed
+    assert main(["evaluate", str(run), "--metrics", "fd,rmse", *words]) == 0
+    printed = capsys.readouterr().out
+    assert "fd[digits-cnn]" in printed and "at sigma" in printed
+    assert main(["evaluate", "digits8", "--calls", "2", "--metrics", "rmse", "--json", *words]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"]["rmse"]["value"] > 0
+
+
+def test_two_processes_measure_what_one_does(tmp_path: Path, comparison: Comparison) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "onefold"]
+    words = ["compare", "digits8", "--calls", "1,2", "--solvers", "euler,ipndm3", "--grids", "auto", "--count", "24"]
+    words += ["--batch-size", "5", "--device", "cpu", "--out", str(tmp_path)]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    for ours, theirs in zip(found["rows"], comparison.rows, strict=False):
+        for key, score in ours["scores"].items():
+            assert score["value"] == pytest.approx(theirs["scores"][key]["value"], rel=1e-3), (ours["label"], key)
+
+
+def test_a_loaded_student_is_the_same_row(student: Student) -> None:
+    again = load_student(student.recipe["settings"]["out"], device="cpu")
+    assert student_way(again).fingerprint == student_way(student).fingerprint
