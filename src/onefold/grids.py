@@ -244,6 +244,7 @@ def explicit(
     return Grid(levels, times_of(process, levels), start=start, end=end)
 
 
+TUNED = "gits"  # made by `sampling.grid_for`, since it asks the teacher itself
 SCHEDULES: dict[str, Callable[..., Grid]] = {
     "karras": karras,
     "logsnr": logsnr,
@@ -259,19 +260,24 @@ def make_grid(
     calls: int | None = None,
     *,
     end: End = "zero",
-    **ends: float,
+    **ends: float | None,
 ) -> Grid:
     """A grid from a schedule's name ("auto": the process's usual one), from a list of levels, or as it is.
 
-    `ends` are sigma_min and sigma_max of a named schedule.
+    `ends` are sigma_min and sigma_max of a named schedule, None for the process's own.
     """
     if isinstance(schedule, str):
         schedule = usual_schedule(process) if schedule == "auto" else schedule
+        if schedule == TUNED:
+            raise UserError(
+                f"schedule {TUNED!r} asks the teacher, not the process; use onefold.gits.gits_grid(teacher, calls)"
+            )
         if schedule not in SCHEDULES:
-            raise UserError(f"unknown schedule {schedule!r}{suggest(schedule, ['auto', *SCHEDULES])}")
+            raise UserError(f"unknown schedule {schedule!r}{suggest(schedule, ['auto', *SCHEDULES, TUNED])}")
         if calls is None:
             raise UserError(f"schedule {schedule!r} needs the number of calls; give calls=4, for instance")
-        return SCHEDULES[schedule](process, calls, end=end, **ends)
+        given = {name: level for name, level in ends.items() if level is not None}
+        return SCHEDULES[schedule](process, calls, end=end, **given)
     grid = schedule if isinstance(schedule, Grid) else explicit(schedule, process=process, end=end)
     if calls is not None and calls != grid.calls:
         raise UserError(f"calls is {calls} but the grid has {grid.calls} evaluated levels; leave one of them out")

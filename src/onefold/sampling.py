@@ -14,7 +14,8 @@ from torch import Tensor
 from onefold import seeds
 from onefold.denoiser import Conditions, Denoiser
 from onefold.errors import UserError
-from onefold.grids import End, Grid, make_grid
+from onefold.gits import gits_grid
+from onefold.grids import TUNED, End, Grid, make_grid
 from onefold.progress import Progress, silent
 from onefold.seeds import NoiseSource
 from onefold.solvers import AFS, get_solver, steps_for
@@ -56,9 +57,9 @@ def sample(
         teacher = load_teacher(teacher)
     model = teacher if guidance is None else teacher.replace(guidance=guidance)
     check_request(model, count, calls, batch_size, labels)
-    plan = Plan(solver, plan_grid(model, solver, calls, grid, end, afs), afs, settings)
     report = progress or silent
-    report(0, count)
+    plan = Plan(solver, plan_grid(model, solver, calls, grid, end, afs, report), afs, settings)
+    report(0, count, begin=True)
     parts = []
     for indices in batches(first, count, batch_size):
         parts.append(plan.run(model, seed, indices, chosen_labels(model, seed, indices, labels)).cpu())
@@ -69,13 +70,37 @@ def sample(
 
 
 def plan_grid(
-    teacher: Denoiser, solver: str, calls: int, grid: str | Grid | Sequence[float], end: End, afs: AFS | None
+    teacher: Denoiser,
+    solver: str,
+    calls: int,
+    grid: str | Grid | Sequence[float],
+    end: End,
+    afs: AFS | None,
+    progress: Progress = silent,
 ) -> Grid:
-    """Levels for so many calls, or the given ones, where the network can be asked."""
+    """Levels for so many calls, or the given ones."""
     steps = None
     if isinstance(grid, str):
         steps = steps_for(solver, calls, end, afs, from_inf=math.isinf(teacher.process.sigma_max))
-    made = make_grid(grid, teacher.process, steps, end=end)
+    return grid_for(teacher, grid, steps, end=end, afs=afs, progress=progress)
+
+
+def grid_for(
+    teacher: Denoiser,
+    grid: str | Grid | Sequence[float],
+    calls: int | None,
+    *,
+    end: End,
+    afs: AFS | None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    progress: Progress = silent,
+) -> Grid:
+    """`make_grid` for a teacher: also the schedule that is tuned to it, started as the first step wants it, and with levels
+    at which its network can be asked."""
+    if isinstance(grid, str) and grid == TUNED and calls is not None:
+        return gits_grid(teacher, calls, end=end, afs=afs, sigma_min=sigma_min, sigma_max=sigma_max, progress=progress)
+    made = make_grid(grid, teacher.process, calls, end=end, sigma_min=sigma_min, sigma_max=sigma_max)
     if afs == "ve":  # x1 = sigma_1 z: the start goes without the process's own scale
         made = made.starting("ve")
     return made if teacher.continuous_time else made.snap(teacher.process)

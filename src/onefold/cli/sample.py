@@ -41,7 +41,8 @@ def sample_command(
     grid: Annotated[
         str | None,
         typer.Option(
-            help="Where to step: karras, logsnr, uniform, quadratic; auto (default) by process.", show_default=False
+            help="Where to step: karras, logsnr, uniform, quadratic, gits (tuned to the model); auto (default) by process.",
+            show_default=False,
         ),
     ] = None,
     end: Annotated[

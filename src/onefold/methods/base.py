@@ -24,6 +24,7 @@ from onefold.settings import command_line
 from onefold.solvers import AFS
 from onefold.student import Student
 from onefold.training.contract import Draw, Networks
+from onefold.training.folder import RunFolder
 from onefold.training.settings import RunSettings
 from onefold.version import versions
 
@@ -179,6 +180,12 @@ class Distillation:
 
     def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:
         self.as_student(networks, cost).save(folder)
+
+
+def begun_with(settings: DistillSettings) -> Grid | None:
+    """The grid of the run that is to go on, as its newest checkpoint tells; None where nothing has begun."""
+    known = RunFolder(Path(settings.out)).checkpoints.identity().get("grid")
+    return None if known is None else Grid.from_dict(known)
 
 
 def check_range(teacher: Denoiser, grid: Grid) -> None:

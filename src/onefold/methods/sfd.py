@@ -21,9 +21,10 @@ from torch import Tensor
 
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
-from onefold.grids import End, Grid, explicit, make_grid, usual_schedule
+from onefold.grids import TUNED, End, Grid, explicit, usual_schedule
 from onefold.losses import Loss, Reduction, distance
-from onefold.methods.base import Distillation, DistillSettings
+from onefold.methods.base import Distillation, DistillSettings, begun_with
+from onefold.sampling import grid_for
 from onefold.solvers import AFS, analytic_denoised, euler_step, get_solver
 from onefold.targets import denoised_target, fine_grid, rollout
 from onefold.training.contract import Batch, Update
@@ -78,7 +79,7 @@ class SFDSettings(DistillSettings):
     solver: str = Field("ipndm3", description="of the teacher (published: dpmpp3m)")
     grid: str | list[float] = Field(
         "auto",
-        description="the student's levels: a schedule (auto by process; published: karras) or a falling list with its end",
+        description="the student's levels: a schedule (auto by process; gits is tuned to the teacher; published: karras) or a falling list with its end",
     )
     end: End | Literal["auto"] = Field(
         "auto",
@@ -182,22 +183,21 @@ class SFD(Distillation):
 def student_grid(teacher: Denoiser, settings: SFDSettings) -> Grid:
     """N steps are calls, and one more where the first is free."""
     steps = settings.calls + (settings.afs is not None)
-    ends = {"sigma_min": settings.sigma_min, "sigma_max": settings.sigma_max}
-    given = {name: level for name, level in ends.items() if level is not None}
+    low, high = settings.sigma_min, settings.sigma_max
     if isinstance(settings.grid, list):
-        grid = explicit(settings.grid, process=teacher.process, end=chosen_end(settings, settings.grid[-1:] == [0]))
-        if grid.calls != steps or given:
+        end = chosen_end(settings, settings.grid[-1:] == [0])
+        grid = explicit(settings.grid, process=teacher.process, end=end)
+        if grid.calls != steps or low or high:
             free = f", the first of them for the analytic step (afs={settings.afs})" if settings.afs else ""
             raise UserError(
                 f"{settings.calls} calls need a list of {steps} levels{free} and its end, without sigma_min and sigma_max; "
                 f"given are {grid.calls} levels and the end {float(grid.sigmas[-1]):g}: change the list or calls"
             )
-    else:
-        schedule = usual_schedule(teacher.process) if settings.grid == "auto" else settings.grid
-        end = chosen_end(settings, schedule not in ("karras", "logsnr"))
-        grid = make_grid(schedule, teacher.process, steps, end=end, **given)
-    grid = grid if teacher.continuous_time else grid.snap(teacher.process)
-    return grid if settings.afs != "ve" else grid.starting("ve")
+        return grid_for(teacher, grid, steps, end=end, afs=settings.afs)
+    schedule = usual_schedule(teacher.process) if settings.grid == "auto" else settings.grid
+    end = chosen_end(settings, schedule not in ("karras", "logsnr"))
+    begun = begun_with(settings) if schedule == TUNED else None  # another device might tune it another way
+    return begun or grid_for(teacher, schedule, steps, end=end, afs=settings.afs, sigma_min=low, sigma_max=high)
 
 
 def chosen_end(settings: SFDSettings, to_zero: bool) -> End:

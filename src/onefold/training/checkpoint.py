@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -40,6 +41,14 @@ class Checkpoints:
 
     def read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return read(self.path(step))
+
+    def identity(self) -> dict[str, Any]:
+        """What the newest checkpoint whose facts are whole belongs to; nothing where there is none."""
+        for path in self.all():
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                identity: dict[str, Any] = read_facts(path)["identity"]
+                return identity
+        return {}
 
     def write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         target = self.path(step)
@@ -87,7 +96,7 @@ def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_facts(path: Path) -> dict[str, Any]:
     envelope = json.loads((path / FACTS).read_text())
     text = envelope["facts"]
     if hashlib.sha256(text.encode()).hexdigest() != envelope["sha256"]:
@@ -97,6 +106,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(
             f"checkpoint {path} has format {facts['format']}, this version reads {FORMAT}; use the version that wrote it"
         )
+    return facts
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    facts = read_facts(path)
     if sha256(path / TENSORS) != facts["sha256"]:
         raise ValueError(f"{TENSORS} does not match its checksum")
     return load_file(path / TENSORS), facts
