@@ -37,33 +37,27 @@ def through_scipy(a: Statistics, b: Statistics) -> float:
     return float((a.mean - b.mean).square().sum() + traces) - 2 * float(root.trace().real)
 
 
+def measure(count: int, pairs: int) -> dict[str, Any]:
+    a, b = statistics(count, 1), statistics(count, 2)
+    distances: dict[str, float] = {}
+    timed = summary(
+        interleave(
+            lambda: distances.update(ours=frechet_distance(a, b)),
+            lambda: distances.update(plain=through_scipy(a, b)),
+            pairs,
+        ),
+        1 / 2.5,
+    )
+    return {"images": count, **timed, "times_as_fast": round(1 / timed["median_ratio"], 1), "distances": distances}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
     arguments = parser.parse_args()
-    result: dict[str, Any] = {
-        "what": "frechet_distance / the same through scipy.linalg.sqrtm",
-        "scipy": scipy.__version__,
-    }
-    for case, count in CASES.items():
-        pair = statistics(count, 1), statistics(count, 2)
-        values: dict[str, float] = {}
-
-        def ours(pair: Any = pair, values: dict[str, float] = values) -> None:
-            values["ours"] = frechet_distance(*pair)
-
-        def plain(pair: Any = pair, values: dict[str, float] = values) -> None:
-            values["scipy"] = through_scipy(*pair)
-
-        print(f"{case}, {count} images on either side", flush=True)
-        timed = summary(interleave(ours, plain, arguments.pairs), 1 / 2.5)
-        result[case] = {
-            "images": count,
-            **timed,
-            "times_as_fast": round(1 / timed["median_ratio"], 1),
-            "distance": values,
-        }
-    save("frechet_speed", result)
+    result = {case: measure(count, arguments.pairs) for case, count in CASES.items()}
+    what = "frechet_distance / the same through scipy.linalg.sqrtm, 2048 dimensions"
+    save("frechet_speed", {"what": what, "scipy": scipy.__version__, **result})
 
 
 if __name__ == "__main__":
