@@ -21,6 +21,8 @@ from onefold.bench.ways import BEST, student_way, teacher_ways, way
 from onefold.cli import main
 from onefold.denoiser import Denoiser, GaussianMixture
 from onefold.errors import UserError
+from onefold.grids import karras
+from onefold.metrics.extractors import find_extractor
 from onefold.metrics.references import load_reference, make_reference
 from onefold.process import EDM
 from onefold.student import Student, load_student
@@ -187,6 +189,42 @@ def test_the_same_grid_by_two_names_is_one_row() -> None:
     assert len(teacher_ways(mixture(), ("euler",), ("auto", "karras"), (4,))) == 1
 
 
+def test_rows_of_several_teachers_say_whose_they_are(tmp_path: Path) -> None:
+    one, other = mixture(), mixture()
+    one.name, other.name = "one", "other"
+    settings: dict[str, Any] = {"calls": (2,), "solvers": ("euler",), "grids": ("auto",), "count": 4}
+    found = compare([one, other], out=tmp_path, **settings)
+    assert [row["series"].split(":")[0] for row in found.rows] == ["one", "one", "other", "other"]
+    assert all("rmse" in row["scores"] for row in found.rows)
+
+
+class Breaking(GaussianMixture):
+    """Gives NaN at one noise level."""
+
+    level = float(karras(EDM(), 3).sigmas[1])
+
+    def evaluate(self, x: torch.Tensor, sigma: torch.Tensor, cond: Any) -> torch.Tensor:
+        found = super().evaluate(x, sigma, cond)
+        return found * torch.nan if abs(float(sigma.max()) - self.level) < 1e-9 else found
+
+
+def test_a_way_that_breaks_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    teacher = Breaking(mixture().means, 0.2, process=EDM())
+    settings: dict[str, Any] = {"solvers": ("euler",), "grids": ("auto",), "count": 4}
+    found = compare([teacher], out=tmp_path, calls=(3, 4), **settings)
+    assert found.rows[0]["broken"] == 4 and found.rows[0]["scores"] == {}
+    assert found.rows[1]["broken"] == 0 and found.rows[1]["scores"]["rmse"]["value"] < 1
+    with pytest.raises(UserError, match="4 of 4 images are NaN"):
+        evaluate(teacher, solver="euler", calls=3, count=4)
+
+
+def test_a_model_that_gives_nothing_but_nan_is_told(tmp_path: Path) -> None:
+    teacher = Breaking(mixture().means, 0.2, process=EDM())
+    teacher.level = 80.0  # the start of every grid
+    with pytest.raises(UserError, match="no way gives images"):
+        compare([teacher], out=tmp_path, calls=(2,), solvers=("euler",), grids=("auto",), count=4)
+
+
 def test_exact_teachers_need_no_reference(tmp_path: Path) -> None:
     found = compare([mixture()], out=tmp_path, calls=(2, 8), solvers=("euler",), grids=("auto",), count=20)
     assert [one["key"] for one in found.results["metrics"]] == ["rmse", "median"]
@@ -234,6 +272,16 @@ def test_a_row_alone_is_what_it_is_in_a_comparison(comparison: Comparison, stude
     for key, score in row["scores"].items():
         assert alone["scores"][key]["value"] == pytest.approx(score["value"], rel=1e-4), key
     assert alone["nfe"] == 2 and alone["cost"]["images"] == 64
+
+
+def test_feature_distance_is_between_the_same_noises(teacher: Denoiser) -> None:
+    extract = find_extractor("digits-cnn").extract
+    how: dict[str, Any] = {"seed": 0}
+    fine = extract(onefold.sample(teacher, 24, solver="dpmpp3m_exact", calls=64, **how).clamp(-1, 1)).vectors
+    images = extract(onefold.sample(teacher, 24, solver="euler", calls=2, **how).clamp(-1, 1)).vectors
+    found = evaluate(teacher, solver="euler", calls=2, count=24, metrics=["feature-distance"])["scores"]
+    expected = float((images - fine).square().sum(1).mean().sqrt())
+    assert found["feature-distance[digits-cnn]"]["value"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_path_is_measured_step_by_step(student: Student) -> None:
@@ -295,8 +343,6 @@ def test_another_teacher_is_no_measure_for_a_student(student: Student) -> None:
 
 
 def test_a_reference_is_made_from_data_and_read_again(tmp_path: Path) -> None:
-    from onefold.metrics.extractors import find_extractor
-
     extractor = find_extractor("digits-cnn")
     made = make_reference(onefold.load_data("digits"), extractor)
     assert made.count + len(made.features if made.features is not None else ()) == 1797
@@ -308,8 +354,6 @@ def test_a_reference_is_made_from_data_and_read_again(tmp_path: Path) -> None:
 
 
 def test_statistics_of_another_network_are_refused(tmp_path: Path) -> None:
-    from onefold.metrics.extractors import find_extractor
-
     made = make_reference(onefold.load_data("digits"), find_extractor("digits-cnn"))
     made.provenance["extractor_identity"] = "0" * 64
     made.save(tmp_path / "ref.npz")

@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from onefold.bench.published import read_published
 from onefold.bench.report import write_report
 from onefold.bench.ways import BEST, CALLS, FINE, GRIDS, SOLVERS, Way, best_way, fine_way, student_way, teacher_ways
 from onefold.denoiser import Denoiser
-from onefold.errors import UserError
+from onefold.errors import UserError, suggest
 from onefold.files import atomic_file
 from onefold.metrics.interpolation import between, evenness
 from onefold.pictures import picture_grid, save_png
@@ -113,12 +113,14 @@ def compare(
         progress=progress,
     )
     ways = [way for teacher in teachers for way in (*teacher_ways(teacher, solvers, grids, calls), best_way(teacher))]
+    ways = [replace(way, among=len(teachers) > 1) for way in ways]
     ways += [student_way(model) for model in loaded if isinstance(model, Student)]
-    request = Request(count, seed, batch_size, list(judge.extractors.values()), judge.keep_vectors, min(SHOWN, count))
-    bench = Bench(
-        judge, request, folder, processes, progress or silent, fine_solutions(teachers, request, folder, judge)
-    )
+    shown = min(count, SHOWN if max(first.shape[1:]) <= LARGEST // 2 else SHOWN // 4)
+    request = Request(count, seed, batch_size, list(judge.extractors.values()), judge.keep_vectors, judge.gaps, shown)
+    bench = Bench(judge, request, teachers, folder, processes, progress or silent)
     rows = [{"id": f"r{number:02}"} | row for number, row in enumerate(bench.rows(ways))]
+    if all(row["broken"] for row in rows):
+        raise UserError("no way gives images without NaN; look at the teacher with `onefold inspect`")
     results = {
         "format": FORMAT,
         "title": title(teachers, loaded),
@@ -130,7 +132,7 @@ def compare(
         "image": image_facts(first),
         "fine": f"{FINE[0]}, {FINE[1]} calls, for the first {min(count, PAIRED)} images",
         "best": f"{BEST[0]}, {BEST[1]} calls: fixed in advance",
-        "metrics": sorted(judge.about(count), key=lambda metric: metric["key"] != lead),
+        "metrics": led_by(lead, judge.about(count)),
         "rows": rows,
         **bench.shows(featured(list(zip(ways, rows, strict=True)))),
         "published": read_published(published, [metric.key(name) for metric, name in judge.asked])
@@ -171,6 +173,13 @@ def load_models(
     return loaded
 
 
+def led_by(lead: str | None, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    keys = [metric["key"] for metric in metrics]
+    if lead is not None and lead not in keys:
+        raise UserError(f"the report cannot open with {lead!r}{suggest(lead, keys)}; it is not measured here")
+    return sorted(metrics, key=lambda metric: metric["key"] != lead)
+
+
 def shape_text(model: Denoiser) -> str:
     return "x".join(map(str, model.shape))
 
@@ -188,18 +197,6 @@ def image_facts(teacher: Denoiser) -> dict[str, int]:
     return {"channels": channels, "height": round(height * scale), "width": round(width * scale)}
 
 
-def fine_solutions(
-    teachers: Sequence[Denoiser], request: Request, folder: Path, judge: Judge
-) -> dict[str | None, Fine]:
-    """By the hash of the weights: a student is measured against the teacher it came from."""
-    if not judge.paired:
-        return {}
-    return {
-        teacher.card.get("sha256"): Fine(fine_way(teacher), request.seed, min(PAIRED, request.count), folder / "cache")
-        for teacher in teachers
-    }
-
-
 class Bench:
     """Measures ways one after the other; what was measured before is read."""
 
@@ -207,13 +204,14 @@ class Bench:
         self,
         judge: Judge,
         request: Request,
+        teachers: Sequence[Denoiser],
         folder: Path,
         processes: Processes,
         progress: Progress,
-        fine: Mapping[str | None, Fine],
     ) -> None:
         self.judge, self.request, self.folder, self.processes = judge, request, folder, processes
-        self.progress, self.fine = progress, fine
+        self.progress, self.fine = progress, dict[tuple[str, float], Fine]()
+        self.teachers = {teacher.card.get("sha256", teacher.name): teacher for teacher in teachers}
 
     def rows(self, ways: Sequence[Way]) -> list[dict[str, Any]]:
         """As results.json holds them."""
@@ -263,17 +261,27 @@ class Bench:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
     def fine_for(self, way: Way) -> Fine | None:
-        teacher = way.recipe["teacher"].get("sha256") if way.kind == "student" else way.model.card.get("sha256")
-        return self.fine.get(teacher)
+        """Of the teacher that a way belongs to, with the guidance that a student has folded in."""
+        owner = way.recipe.get("teacher", way.model.card).get("sha256", way.model.name)
+        if not self.judge.paired or owner not in self.teachers:
+            return None
+        if (owner, way.guidance) not in self.fine:
+            target = (
+                self.teachers[owner] if way.kind != "student" else self.teachers[owner].replace(guidance=way.guidance)
+            )
+            count = min(PAIRED, self.request.count)
+            self.fine[owner, way.guidance] = Fine(fine_way(target), self.request.seed, count, self.folder / "cache")
+        return self.fine[owner, way.guidance]
 
     def measure(self, way: Way, meter: Meter) -> dict[str, Any]:
         gathered = gather(way, self.request, self.fine_for(way), meter, self.processes)
         if self.processes.first:
             save_sprite(gathered, self.folder / self.picture(way))
-        scores = {key: asdict(score) for key, score in self.judge.scores(gathered).items()}
+        scores = {} if gathered.broken else self.judge.scores(gathered)
         return {
             "nfe": gathered.nfe,
-            "scores": scores,
+            "broken": gathered.broken,
+            "scores": {key: asdict(score) for key, score in scores.items()},
             "seconds_per_image": gathered.seconds_per_image,
             "picture": self.picture(way),
         }
@@ -302,8 +310,7 @@ class Bench:
             "picture": picture,
             "columns": FRAMES,
             "about": "along the great circle between two noises",
-            "length": found.length,
-            "jump": found.jump,
+            "evenness": asdict(found) if found else None,
         }
 
     def trajectory(self, way: Way) -> dict[str, Any]:
@@ -349,7 +356,8 @@ def featured(rows: Sequence[tuple[Way, dict[str, Any]]]) -> list[tuple[Way, dict
     return [
         (way, row)
         for way, row in rows
-        if way.kind != "solver" or (way.calls in calls and way.plan.solver == BEST[0] and way.grid == usual)
+        if not row["broken"]
+        and (way.kind != "solver" or (way.calls in calls and way.plan.solver == BEST[0] and way.grid == usual))
     ]
 
 

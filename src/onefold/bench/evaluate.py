@@ -89,7 +89,7 @@ def evaluate(
 
 
 def request_for(judge: Judge, count: int, seed: int, batch_size: int) -> Request:
-    return Request(count, seed, batch_size, list(judge.extractors.values()), judge.keep_vectors, shown=0)
+    return Request(count, seed, batch_size, list(judge.extractors.values()), judge.keep_vectors, judge.gaps, shown=0)
 
 
 def open_images(source: str | Path | Denoiser | Student) -> ImageData | None:
@@ -133,7 +133,7 @@ def teacher_of(chosen: Way, given: str | Path | Denoiser | None, tell: Tell) -> 
         raise UserError(
             f"{chosen.model.name!r} was distilled from other weights than those of {model.name!r}; name its own teacher"
         )
-    return model
+    return model.replace(guidance=chosen.guidance)
 
 
 def gather_images(data: ImageData, count: int, request: Request, progress: Progress, processes: Processes) -> Gathered:
@@ -147,6 +147,10 @@ def gather_images(data: ImageData, count: int, request: Request, progress: Progr
 
 
 def answer(judge: Judge, gathered: Gathered, count: int) -> dict[str, Any]:
+    if gathered.broken:
+        raise UserError(
+            f"{gathered.broken} of {count} images are NaN or infinite, so nothing can be measured; look at the model with `onefold inspect`"
+        )
     about = {one["key"]: one for one in judge.about(count)}
     scores = {
         key: {**asdict(score), "floor": about[key]["floor"], "name": about[key]["name"]}

@@ -17,7 +17,7 @@ from onefold.bench.processes import Processes
 from onefold.bench.ways import Way
 from onefold.files import atomic_file
 from onefold.metrics.extractors import Extractor
-from onefold.metrics.fidelity import squared_errors
+from onefold.metrics.fidelity import feature_errors, squared_errors
 from onefold.metrics.statistics import Moments
 from onefold.progress import Progress
 from onefold.sampling import batches, chosen_labels
@@ -35,6 +35,7 @@ class Request:
     batch_size: int
     extractors: Sequence[Extractor]
     keep_vectors: bool  # some metrics need every image's features, others their moments alone
+    gaps: bool  # some compare the features with those of the fine solution, image by image
     shown: int
 
 
@@ -45,11 +46,13 @@ class Gathered:
     groups: dict[str, list[Moments]] = field(default_factory=dict)  # by extractor
     vectors: dict[str, Tensor] = field(default_factory=dict)
     logits: dict[str, Tensor] = field(default_factory=dict)
+    gaps: dict[str, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
     errors: Tensor | None = None  # mean square of the first images' differences to the fine solution
     shown: Tensor | None = None
     seconds_per_image: float | None = None
     nfe: float = 0.0
+    broken: int = 0  # images with NaN or infinite pixels, of which nothing can be measured
 
 
 @dataclass
@@ -61,8 +64,9 @@ class Share:
 
     def add(self, request: Request, indices: range, images: Tensor, labels: Tensor | None, fine: Tensor | None) -> None:
         """Images as floats N C H W; what is shown and seen by extractors is clipped, as pictures are."""
-        piece: dict[str, Any] = {"labels": labels}
-        seen = images.clamp(-1, 1)
+        broken = ~images.flatten(1).isfinite().all(1)
+        piece: dict[str, Any] = {"labels": labels, "broken": broken}
+        seen = images.nan_to_num(0).clamp(-1, 1)
         for extractor in request.extractors:
             features = extractor.extract(seen)
             groups = self.groups.setdefault(extractor.name, [Moments() for _ in range(GROUPS)])
@@ -71,6 +75,9 @@ class Share:
                 groups[group].add(features.vectors[numbers == group])
             piece[f"logits {extractor.name}"] = features.logits
             piece[f"vectors {extractor.name}"] = features.vectors if request.keep_vectors else None
+            if fine is not None and request.gaps:
+                theirs = extractor.extract(fine.clamp(-1, 1)).vectors
+                piece[f"gaps {extractor.name}"] = feature_errors(features.vectors[: len(fine)], theirs)
         if fine is not None:
             piece["errors"] = squared_errors(images[: len(fine)], fine)
         if indices.start < request.shown:
@@ -94,6 +101,7 @@ def joined(shares: Sequence[Share]) -> Gathered:
     columns = {key for piece in pieces for key, value in piece.items() if value is not None}
     tensors = {key: torch.cat([piece[key] for piece in pieces if piece.get(key) is not None]) for key in columns}
     gathered.labels, gathered.errors, gathered.shown = (tensors.get(key) for key in ("labels", "errors", "shown"))
+    gathered.broken = int(tensors["broken"].sum())
     for key, value in tensors.items():
         kind, _, extractor = key.partition(" ")
         if extractor:

@@ -19,6 +19,7 @@ from onefold.metrics.scores import METRICS, USUAL, Evidence, Metric, Need, Score
 from onefold.metrics.statistics import Statistics, load_statistics
 from onefold.progress import Progress
 
+TAKES_WEIGHTS = ("inception", "clip", "dinov2")
 REMEDY: dict[Need, str] = {
     "reference": "give --reference with statistics (.npz) or images",
     "real": "give --reference with images, or statistics that carry features",
@@ -26,6 +27,7 @@ REMEDY: dict[Need, str] = {
     "labels": "use a model with classes",
     "texts": "give --prompts with one text a line for each image, and --extractor clip with --weights",
     "fine": "measure a model, or a student of the teacher that stands beside it",
+    "gaps": "measure a model, with an extractor",
 }
 
 
@@ -42,7 +44,11 @@ class Judge:
 
     @property
     def paired(self) -> bool:
-        return any(not metric.extracted for metric, _ in self.asked)
+        return any("fine" in metric.needs for metric, _ in self.asked)
+
+    @property
+    def gaps(self) -> bool:
+        return any("gaps" in metric.needs for metric, _ in self.asked)
 
     def scores(self, gathered: Gathered) -> dict[str, Score]:
         """Of a way; what it cannot be measured by (a student of another teacher by the distance to this one) is left out."""
@@ -62,6 +68,7 @@ class Judge:
             texts=self.texts,
             reference=self.references.get(name),
             errors=gathered.errors,
+            gaps=gathered.gaps.get(name),
         )
 
     def about(self, count: int) -> list[dict[str, Any]]:
@@ -111,7 +118,11 @@ def make_judge(
     sources = list(references) or ([home / NAME] if home and (home / NAME).is_file() else [])
     asked = with_extractors(metrics, extractor or next(filter(None, map(maker_of, sources)), None))
     names = dict.fromkeys(name for _, name in asked if name)
-    extractors = {name: find_extractor(name, weights=weights, device=device) for name in names}
+    # bundled ones bring their own, so among several the weights are another's
+    extractors = {
+        name: find_extractor(name, weights=weights if name in TAKES_WEIGHTS or len(names) == 1 else None, device=device)
+        for name in names
+    }
     found = {
         name: load_reference(source, one, batch_size=batch_size, progress=progress)
         for name, one in extractors.items()
@@ -128,6 +139,7 @@ def make_judge(
             "labels": classes or None,
             "texts": texts,
             "fine": paired or None,
+            "gaps": (paired and one) or None,
         }
         trouble = obstacle(metric, name, have, count)
         if trouble is None:

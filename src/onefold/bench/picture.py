@@ -25,7 +25,7 @@ def save_picture(results: Mapping[str, Any], folder: Path) -> Path:
 
 def shown(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Under each student, or else at each number of calls, the nearest solver; the plainest comes last."""
-    rows = results["rows"]
+    rows = [row for row in results["rows"] if not row["broken"]]
     students = sorted((row for row in rows if row["kind"] == "student"), key=lambda row: -int(row["calls"]))
     solvers = [row for row in rows if row["kind"] == "solver"]
     calls = dict.fromkeys(row["calls"] for row in students) or sorted({row["calls"] for row in solvers}, reverse=True)

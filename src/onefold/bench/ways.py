@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,9 +14,11 @@ from typing import Any, Literal
 from onefold.data import fingerprint_of
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
-from onefold.grids import usual_schedule
+from onefold.gits import FINE as TUNED_FROM
+from onefold.gits import Jumps, fine_levels, measure_jumps
+from onefold.grids import TUNED, Grid, usual_schedule
 from onefold.sampling import Plan, plan_grid
-from onefold.solvers import get_solver
+from onefold.solvers import steps_for
 from onefold.student import Student
 
 Kind = Literal["solver", "best", "student"]
@@ -33,22 +36,30 @@ class Way:
 
     kind: Kind
     model: Denoiser
+    weights: str  # a hash
     plan: Plan
     calls: int  # as asked for
     grid: str  # its name
     recipe: Mapping[str, Any] = field(default_factory=dict)  # a student's
+    among: bool = False  # several teachers, so rows say whose they are
 
     @property
     def series(self) -> str:
         """What differs in the number of calls alone."""
         if self.kind == "student":
             return f"{self.recipe.get('method', 'student')}: {self.model.name}"
-        return f"{self.plan.solver} on {self.grid}" + (" (best)" if self.kind == "best" else "")
+        whose = f"{self.model.name}: " if self.among else ""
+        return f"{whose}{self.plan.solver} on {self.grid}" + (" (best)" if self.kind == "best" else "")
 
     @property
     def label(self) -> str:
         who = f"student {self.model.name}" if self.kind == "student" else self.series
         return f"{who}, {self.calls} call{'s' * (self.calls != 1)}"
+
+    @property
+    def guidance(self) -> float:
+        """What a student has folded in."""
+        return float(self.recipe.get("settings", {}).get("guidance", 1.0))
 
     @property
     def cost(self) -> dict[str, Any] | None:
@@ -67,7 +78,7 @@ class Way:
         """Of all that decides the images: weights, process, levels, solver and its settings."""
         grid = self.plan.grid
         facts = {
-            "model": fingerprint_of(self.model),
+            "weights": self.weights,
             "solver": self.plan.solver,
             "levels": [level.hex() for level in grid.sigmas.tolist()],
             "start": grid.start,
@@ -80,19 +91,35 @@ class Way:
 def teacher_ways(
     teacher: Denoiser, solvers: Sequence[str] = SOLVERS, grids: Sequence[str] = GRIDS, calls: Sequence[int] = CALLS
 ) -> list[Way]:
-    """Every solver on every grid at every number of calls."""
+    """Every solver on every grid at every number of calls. A tuned grid's jumps are measured once for all of them."""
     names = dict.fromkeys(usual_schedule(teacher.process) if grid == "auto" else grid for grid in grids)
-    return [way(teacher, solver, count, grid) for solver, grid, count in product(solvers, names, calls)]
+    jumps = measure_jumps(teacher, fine_levels(teacher, max(TUNED_FROM, *calls), "zero")) if TUNED in names else None
+    weights = fingerprint_of(teacher)
+    return [
+        way(teacher, solver, count, name, "solver", weights, jumps)
+        for solver, name, count in product(solvers, names, calls)
+    ]
 
 
-def way(teacher: Denoiser, solver: str, calls: int, grid: str = "auto", kind: Kind = "solver") -> Way:
+def way(
+    teacher: Denoiser,
+    solver: str,
+    calls: int,
+    grid: str = "auto",
+    kind: Kind = "solver",
+    weights: str | None = None,
+    jumps: Jumps | None = None,
+) -> Way:
+    """`weights` and `jumps` are found out here if nobody knows them."""
     if calls < 1:
         raise UserError(f"calls is {calls}, expected 1 or more network calls an image")
     name = usual_schedule(teacher.process) if grid == "auto" else grid
-    get_solver(solver)
-    return Way(
-        kind, teacher, Plan(solver, plan_grid(teacher, solver, calls, name, "zero", None), None, {}), calls, name
-    )
+    made: str | Grid = name
+    if name == TUNED and jumps is not None:
+        from_inf = math.isinf(teacher.process.sigma_max)
+        made = jumps.grid(steps_for(solver, calls, "zero", None, from_inf=from_inf))
+    plan = Plan(solver, plan_grid(teacher, solver, calls, made, "zero", None), None, {})
+    return Way(kind, teacher, weights or fingerprint_of(teacher), plan, calls, name)
 
 
 def best_way(teacher: Denoiser) -> Way:
@@ -107,4 +134,12 @@ def fine_way(teacher: Denoiser) -> Way:
 
 def student_way(student: Student) -> Way:
     plan = Plan("euler", student.grid, student.afs, {})
-    return Way("student", student.denoiser, plan, student.calls, "its own grid", student.recipe)
+    return Way(
+        "student",
+        student.denoiser,
+        fingerprint_of(student.denoiser),
+        plan,
+        student.calls,
+        "its own grid",
+        student.recipe,
+    )

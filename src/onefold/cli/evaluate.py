@@ -181,7 +181,7 @@ def print_comparison(results: Any) -> None:
     ordered = sorted(results["rows"], key=lambda row: (row["calls"], row["kind"] != "student", row["label"]))
     rows = [
         [
-            row["label"],
+            row["label"] + (f" (fails: {row['broken']} images NaN)" if row["broken"] else ""),
             f"{row['nfe']:g}",
             *(cell(row["scores"].get(one["key"])) for one in metrics),
             milliseconds(row),

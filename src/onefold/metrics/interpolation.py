@@ -47,10 +47,10 @@ class Evenness:
     jump: float  # the largest step over the mean one: 1 is even
 
 
-def evenness(images: Tensor) -> Evenness:
-    """images (pairs, frames, ...), distances in pixels."""
+def evenness(images: Tensor) -> Evenness | None:
+    """images (pairs, frames, ...), distances in pixels. None where a path's ends gave the same image: nothing moves."""
     steps = (images[:, 1:].double() - images[:, :-1].double()).flatten(2).norm(dim=2)
     whole = (images[:, -1].double() - images[:, 0].double()).flatten(1).norm(dim=1)
     if not bool((whole > 0).all()):
-        raise UserError("a path's ends gave the same image; choose other noises")
+        return None
     return Evenness(float((steps.sum(1) / whole).mean()), float((steps.amax(1) / steps.mean(1)).mean()))

@@ -22,7 +22,7 @@ from onefold.metrics.kid import kernel_distance
 from onefold.metrics.neighbours import Neighbours, neighbours
 from onefold.metrics.statistics import Moments, Statistics
 
-Need = Literal["reference", "real", "logits", "labels", "texts", "fine"]
+Need = Literal["reference", "real", "logits", "labels", "texts", "fine", "gaps"]
 SUBSET = 1000  # images of a kernel distance's subset, at most
 
 
@@ -53,6 +53,7 @@ class Evidence:
     reference: Statistics | None = None
     texts: Tensor | None = None  # features of the texts that the images were made from
     errors: Tensor | None = None  # mean square of each image's difference to the teacher's fine solution
+    gaps: Tensor | None = None  # squared length of the difference of their features
 
     @property
     def both(self) -> tuple[Tensor, Tensor]:
@@ -83,6 +84,7 @@ class Evidence:
             "labels": self.labels,
             "texts": self.texts,
             "fine": self.errors,
+            "gaps": self.gaps,
         }
         return have[need] is None
 
@@ -189,6 +191,11 @@ def errors_score(measure: Callable[[Tensor], tuple[float, float | None]]) -> Cal
     return score
 
 
+def gap_score(seen: Evidence) -> Score:
+    assert seen.gaps is not None
+    return Score(*fidelity.rmse(seen.gaps))
+
+
 def metric(name: str, title: str, about: str, *, better: Literal["lower", "higher"], **how: object) -> None:
     METRICS[name] = Metric(name, title, about, better, **how)  # type: ignore[arg-type]
 
@@ -282,6 +289,17 @@ metric(
     needs=("fine",),
     least=1,
     score=errors_score(fidelity.psnr),
+)
+
+
+metric(
+    "feature-distance",
+    "feature distance to the teacher",
+    "to the features of the teacher's fine solution from the same noise: root mean square of the differences' lengths",
+    better="lower",
+    needs=("fine", "gaps"),
+    least=1,
+    score=gap_score,
 )
 
 
