@@ -260,7 +260,15 @@ def test_foreign_statistics(tmp_path: Path) -> None:
     read = load_statistics(tmp_path / "a.npz")
     assert np.array_equal(read.covariance, sigma.astype(np.float64))
     assert (read.count, read.extractor, read.provenance, read.features) == (0, "", {}, None)
-    assert frechet_distance(read, seen(torch.from_numpy(x))) <= 1e-3 * float(read.covariance.trace())
+
+
+def test_single_precision_adds_no_directions() -> None:
+    """Its rounding gives a rank-deficient covariance small eigenvalues of both signs, whose roots would add up."""
+    x, y = correlated(60, 300, 1), correlated(900, 300, 2, mix=200)
+    exact, other = seen(x), seen(y)
+    rounded = gaussian(exact.covariance.float(), exact.mean)
+    assert frechet_distance(rounded, exact) <= 1e-6 * float(exact.covariance.trace())
+    assert frechet_distance(rounded, other) == pytest.approx(frechet_distance(exact, other), rel=5e-6)
 
 
 def test_a_constant_feature_is_a_covariance_too(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -45,26 +44,20 @@ def root(covariance: Tensor) -> Tensor:
     """L^T, as many rows as the rank, with covariance = L L^T."""
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(covariance, upper=True)
-    if failed or bool(factor.diagonal().square().amin() <= smallest_pivot(covariance)):
-        return singular_root(covariance)
-    return factor
-
-
-def smallest_pivot(covariance: Tensor) -> float:
-    """Below it lies the rounding of a matrix."""
-    return len(covariance) * EPS * float(covariance.diagonal().amax())
+    return singular_root(covariance) if failed else factor
 
 
 def singular_root(covariance: Tensor) -> Tensor:
-    """Cholesky's decomposition that takes the largest remaining variance next and ends where none is left."""
-    left, least = covariance.diagonal().clone(), smallest_pivot(covariance)
+    """Cholesky's decomposition that takes the largest remaining variance next and ends where only rounding is left."""
+    left = covariance.diagonal().clone()
+    least = len(left) * EPS * left.amax()
     rows = torch.zeros_like(covariance)
     for rank in range(len(rows)):
         pivot = int(left.argmax())
-        if left[pivot] <= least:
+        if left[pivot] <= max(least, -left.amin()):
             return rows[:rank]
         rows[rank] = (covariance[pivot] - rows[:rank, pivot] @ rows[:rank]) / left[pivot].sqrt()
-        left -= rows[rank].square()
+        left -= rows[rank].square()  # below 0 by rounding alone
     return rows
 
 
@@ -104,7 +97,7 @@ def floor(reference: Statistics, count: int, draws: int = 5, seed: int = 0) -> F
         sets = [subset(reference, further, seed, 0)]
         about = f"all {further} further real images" + (f", as there are not {count}" if count > further else "")
     distances = [frechet_distance(one.statistics(), reference) for one in sets]
-    return Floor(fmean(distances), min(distances), max(distances), about)
+    return Floor(sum(distances) / len(distances), min(distances), max(distances), about)
 
 
 def subset(reference: Statistics, count: int, seed: int, draw: int) -> Moments:
@@ -131,6 +124,5 @@ def jackknife(groups: Sequence[Moments], reference: Statistics) -> float:
             f"a jackknife leaves one group out, so it needs at least 2, got {len(groups)}; give more images"
         )
     rests = (reduce(Moments.merge, [*groups[:i], *groups[i + 1 :]], Moments()) for i in range(len(groups)))
-    distances = [frechet_distance(rest.statistics(), reference) for rest in rests]
-    centre = fmean(distances)
-    return float(((len(groups) - 1) / len(groups) * sum((d - centre) ** 2 for d in distances)) ** 0.5)
+    distances = torch.tensor([frechet_distance(rest.statistics(), reference) for rest in rests], dtype=torch.float64)
+    return float(((len(groups) - 1) * distances.var(correction=0)).sqrt())

@@ -22,7 +22,7 @@ class KernelDistance(NamedTuple):
 def kernel_distance(
     generated: Tensor, real: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> KernelDistance:
-    """Each subset takes `subset_size` random images of either side, none twice."""
+    """E k(x, x') + E k(y, y') - 2 E k(x, y) of subsets. Each takes `subset_size` random images of either side, none twice."""
     generated, real = comparable_rows(generated, real)
     fewest = min(len(generated), len(real))
     if not 2 <= subset_size <= fewest:
@@ -30,15 +30,10 @@ def kernel_distance(
             f"subset_size is {subset_size}, expected 2 to {fewest}, as there are {len(generated)} generated and "
             f"{len(real)} real images; lower it or give more images"
         )
-    distances = torch.tensor(
-        [
-            squared_discrepancy(
-                *(draw(rows, subset_size, seed, 2 * index + side) for side, rows in enumerate((generated, real)))
-            )
-            for index in range(subsets)
-        ],
-        dtype=torch.float64,
-    )
+    distances = torch.zeros(subsets, dtype=torch.float64)
+    for index in range(subsets):
+        x, y = draw(generated, subset_size, seed, 2 * index), draw(real, subset_size, seed, 2 * index + 1)
+        distances[index] = within(x) + within(y) - 2 * kernel(x, y).mean()
     return KernelDistance(float(distances.mean()), float(distances.std(correction=0)))
 
 
@@ -46,13 +41,8 @@ def draw(rows: Tensor, count: int, seed: int, index: int) -> Tensor:
     return rows[torch.randperm(len(rows), generator=seeds.generator(seed, index))[:count]].double()
 
 
-def squared_discrepancy(x: Tensor, y: Tensor) -> float:
-    """E k(x, x') + E k(y, y') - 2 E k(x, y) over pairs of different images."""
-    across = kernel(x, y).mean()
-    return float(within(x) + within(y) - 2 * across)
-
-
 def within(x: Tensor) -> Tensor:
+    """Of pairs of different images: each with itself is what would bias the estimate."""
     values = kernel(x, x)
     return (values.sum() - values.trace()) / (len(x) * (len(x) - 1))
 
