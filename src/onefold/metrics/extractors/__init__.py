@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Features:
     """What an extractor sees in N images, as float32 on the CPU."""
 
@@ -55,13 +55,14 @@ def extractors() -> dict[str, str]:
     return {name: line for name, (_, line) in EXTRACTORS.items()} | {USER: "a function of your own"}
 
 
-def find_extractor(name: str, *, weights: Path | None = None, device: str | torch.device = "cpu") -> Extractor:
-    """An extractor by its name, or a user's function as `package.module:function`."""
+def find_extractor(name: str, *, weights: str | Path | None = None, device: str | torch.device = "cpu") -> Extractor:
+    """An extractor by its name, or a user's function as `package.module:function`. `weights` is a file or a folder."""
     from onefold.devices import choose_device
 
     if name not in EXTRACTORS and ":" not in name:
         raise UserError(f"unknown extractor {name!r}{suggest(name, EXTRACTORS)}; a function of your own is {USER}")
     module = EXTRACTORS[name][0] if name in EXTRACTORS else "user"
     place, _ = choose_device(str(device))
-    built: Extractor = import_module(f"onefold.metrics.extractors.{module}").build(name, weights, place)
+    given = None if weights is None else Path(weights).expanduser()
+    built: Extractor = import_module(f"onefold.metrics.extractors.{module}").build(name, given, place)
     return built

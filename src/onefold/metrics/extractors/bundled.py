@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from onefold.files import sha256
 from onefold.metrics.extractors import Extractor
 from onefold.metrics.extractors.running import extraction, no_weights
 from onefold.teachers import ASSETS
+from onefold.teachers.native import read_json
 
 FOLDER = ASSETS / "extractors"
 WEIGHTS, FACTS = "weights.safetensors", "extractor.json"
@@ -68,5 +68,4 @@ def load_classifier(folder: Path) -> Classifier:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
-    return facts
+    return read_json(folder / FACTS)

@@ -38,7 +38,7 @@ def build(name: str, weights: Path | None, device: torch.device) -> Extractor:
     )
 
 
-def text_features(weights: Path, device: torch.device) -> Callable[[Sequence[str]], Tensor]:
+def text_features(weights: Path | None, device: torch.device) -> Callable[[Sequence[str]], Tensor]:
     """Texts -> float32 N D on the CPU. Texts are cut to the length that the model knows."""
     folder = model_folder("clip", weights, ["clip"])
     network = load_model("clip", folder, "CLIPModel").to(device)

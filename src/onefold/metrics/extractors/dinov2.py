@@ -14,9 +14,9 @@ from onefold.metrics.extractors.pretrained import (
     load_model,
     model_folder,
     preprocessing_of,
-    read,
 )
 from onefold.metrics.extractors.running import as_rgb, extraction
+from onefold.teachers.native import read_json
 
 KINDS = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
 
@@ -24,7 +24,7 @@ KINDS = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersM
 def build(name: str, weights: Path | None, device: torch.device) -> Extractor:
     folder = model_folder(name, weights, list(KINDS))
     prepare = preprocessing_of(folder)
-    network = load_model(name, folder, KINDS[read(folder / CONFIG)["model_type"]]).to(device)
+    network = load_model(name, folder, KINDS[read_json(folder / CONFIG)["model_type"]]).to(device)
 
     def features(images: Tensor) -> tuple[Tensor, None]:
         return network(pixel_values=prepare(as_rgb(images))).pooler_output, None

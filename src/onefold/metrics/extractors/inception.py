@@ -60,7 +60,7 @@ def import_extractor() -> Any:
 
 def weights_file(given: Path | None) -> Path:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / FILE
-    path = cached if given is None else given.expanduser()
+    path = cached if given is None else given
     if path.is_file():
         return path
     if given is not None:

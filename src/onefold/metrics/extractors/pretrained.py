@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,23 +11,23 @@ from typing import Any
 from onefold.errors import UserError, first_line, root
 from onefold.files import sha256
 from onefold.metrics.extractors.preprocessing import Preprocessing, read_preprocessing
+from onefold.teachers.native import read_json
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
 
-def model_folder(name: str, weights: Path | None, kinds: Sequence[str]) -> Path:
+def model_folder(name: str, folder: Path | None, kinds: Sequence[str]) -> Path:
     """The folder, once it is seen to hold a model of one of these kinds."""
-    if weights is None:
+    if folder is None:
         raise UserError(
             f"extractor {name!r} needs a model on this machine, and nothing is downloaded here; "
             "give its folder, as transformers saves it, with --weights FOLDER"
         )
-    folder = weights.expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"there is no folder {str(weights)!r}, expected a {name} model as transformers saves it; check the path"
+            f"there is no folder {str(folder)!r}, expected a {name} model as transformers saves it; check the path"
         )
-    kind = read(folder / CONFIG).get("model_type")
+    kind = read_json(folder / CONFIG).get("model_type")
     if kind not in kinds:
         raise UserError(f"{folder} holds a model of type {kind!r}, expected {' or '.join(kinds)}; give another folder")
     if not list(folder.glob("*.safetensors")):
@@ -86,18 +85,10 @@ def quiet() -> Iterator[None]:
 
 
 def preprocessing_of(folder: Path) -> Preprocessing:
-    return read_preprocessing(read(folder / PREPROCESSOR), str(folder / PREPROCESSOR))
+    return read_preprocessing(read_json(folder / PREPROCESSOR), str(folder / PREPROCESSOR))
 
 
 def identity_of(folder: Path) -> str:
     """sha256 over what decides the features: the configs and the weights."""
     parts = [folder / CONFIG, folder / PREPROCESSOR, *sorted(folder.glob("*.safetensors"))]
     return hashlib.sha256("".join(sha256(part) for part in parts).encode()).hexdigest()
-
-
-def read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-        return dict(values)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is not readable as JSON ({first_line(error)}); restore it") from error
