@@ -115,15 +115,17 @@ def test_sample_tells_people_what_it_did(tmp_path: Path) -> None:
 
 def test_demo_distils_draws_and_names_commands_that_work(tmp_path: Path) -> None:
     out, _ = onefold("demo", "--teacher", "digits8", "--count", 3, "--budget", 64, folder=tmp_path)
-    assert re.search(r"^teacher +euler on karras +4 +\d\.\d+", out, re.MULTILINE)
-    assert re.search(r"^student +SFD.* +4 +\d\.\d+", out, re.MULTILINE)
-    with Image.open(tmp_path / "demo" / "demo.png") as picture:
+    assert re.search(r"^euler on karras, 4 calls +4 +\d\.\d+", out, re.MULTILINE)
+    assert re.search(r"^student digits8.*, 4 calls +4 +\d\.\d+", out, re.MULTILINE)
+    with Image.open(tmp_path / "demo" / "comparison.png") as picture:
         assert picture.width > picture.height / 3
-    named = [shlex.split(line) for line in out.partition("Try next:")[2].splitlines() if " sample " in line]
-    assert named
-    for words in named:
-        onefold(*words[words.index("sample") :], folder=tmp_path)
-        assert (tmp_path / words[words.index("--out") + 1]).exists()
+    named = [shlex.split(line) for line in out.partition("Try next:")[2].splitlines()]
+    sampling = next(words for words in named if "sample" in words)
+    onefold(*sampling[sampling.index("sample") :], folder=tmp_path)
+    assert (tmp_path / sampling[sampling.index("--out") + 1]).exists()
+    comparing = next(words for words in named if "compare" in words)
+    onefold(*comparing[comparing.index("compare") :-1], 3, folder=tmp_path)
+    assert (tmp_path / "comparison" / "report.html").exists()
 
 
 def test_a_mistake_in_a_real_process(tmp_path: Path) -> None:
