@@ -124,7 +124,7 @@ def test_demo_distils_draws_and_names_commands_that_work(tmp_path: Path) -> None
     onefold(*sampling[sampling.index("sample") :], folder=tmp_path)
     assert (tmp_path / sampling[sampling.index("--out") + 1]).exists()
     comparing = next(words for words in named if "compare" in words)
-    onefold(*comparing[comparing.index("compare") :-1], 3, folder=tmp_path)
+    onefold(*comparing[comparing.index("compare") : -1], 3, folder=tmp_path)
     assert (tmp_path / "comparison" / "report.html").exists()
 
 

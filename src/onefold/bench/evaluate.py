@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from onefold.student import Student, is_student, load_student
 from onefold.targets import fine_grid, rollout
 from onefold.teachers import bundled, load_teacher
 
+COUNT = 512  # images of a model
 FOLLOWED = 64  # images whose states are compared step by step
 PARTS = 16  # the teacher's steps in one of the student's, for states that are exact enough to compare with
 
@@ -53,43 +55,73 @@ def evaluate(
     The answer's `scores` have a value, its spread (standard error) and the floor that real images have, by metric.
     `teacher` is the one that a student is compared with; without it the one it names, where that is still there.
     """
-    say, report, processes = tell or (lambda _: None), progress or silent, Processes(device)
+    say, bench = tell or (lambda _: None), Run(batch_size, seed, progress or silent, Processes(device))
     references = [reference] if isinstance(reference, (str, Path)) else list(reference)
-    how: dict[str, Any] = {"extractor": extractor, "weights": weights, "prompts": prompts}
-    how |= {"batch_size": batch_size, "progress": progress}
-    data = open_images(source)
-    if data is not None:
-        number = min(count or len(data), len(data))
-        judge = make_judge(
-            metrics, references, home=None, classes=data.labels is not None, paired=False, count=number, **how
-        )
-        gathered = gather_images(data, number, request_for(judge, number, seed, batch_size), report, processes)
-        return answer(judge, gathered, number) | {"source": str(source)}
-    number = count or 512
-    chosen = chosen_way(source, solver, calls, grid, device, precision, say)
-    measure = teacher_of(chosen, teacher, say)
-    judge = make_judge(
+    ask = partial(
+        make_judge,
         metrics,
         references,
-        home=(measure or chosen.model).home,
-        classes=bool(chosen.model.classes),
-        paired=measure is not None,
-        count=number,
-        device=str(chosen.model.device),
-        **how,
+        extractor=extractor,
+        weights=weights,
+        prompts=prompts,
+        batch_size=batch_size,
+        progress=progress,
     )
-    fine = Fine(fine_way(measure), seed, min(PAIRED, number), None) if measure is not None and judge.paired else None
-    meter = Meter(report, processes, number * chosen.calls + (fine.count * fine.way.calls if fine else 0))
-    gathered = gather(chosen, request_for(judge, number, seed, batch_size), fine, meter, processes)
-    facts = {"source": chosen.model.name, "how": chosen.label, "seed": seed, "nfe": gathered.nfe}
+    data = open_images(source)
+    if data is not None:
+        return images_measured(data, min(count or len(data), len(data)), ask, bench) | {"source": str(source)}
+    chosen = chosen_way(source, solver, calls, grid, device, precision, say)
+    return way_measured(chosen, teacher_of(chosen, teacher, say), count or COUNT, ask, bench)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the images are gone through."""
+
+    batch_size: int
+    seed: int
+    progress: Progress
+    processes: Processes
+
+    def request(self, judge: Judge, count: int) -> Request:
+        extractors = list(judge.extractors.values())
+        return Request(count, self.seed, self.batch_size, extractors, judge.keep_vectors, judge.gaps, shown=0)
+
+
+def images_measured(data: ImageData, count: int, ask: Callable[..., Judge], bench: Run) -> dict[str, Any]:
+    judge = ask(home=None, classes=data.labels is not None, paired=False, count=count)
+    request, processes = bench.request(judge, count), bench.processes
+    share, parts = Share(), list(batches(0, count, bench.batch_size))[processes.rank :: processes.world]
+    bench.progress(0, len(parts), begin=True)
+    for done, indices in enumerate(parts, start=1):
+        images, labels = data.fetch(list(indices))
+        share.add(request, indices, to_float(images), labels, None)
+        bench.progress(done, len(parts))
+    return answer(judge, joined(processes.everyone(share)), count)
+
+
+def way_measured(
+    chosen: Way, teacher: Denoiser | None, count: int, ask: Callable[..., Judge], bench: Run
+) -> dict[str, Any]:
+    model = chosen.model
+    judge = ask(
+        home=(teacher or model).home,
+        classes=bool(model.classes),
+        paired=teacher is not None,
+        count=count,
+        device=str(model.device),
+    )
+    fine = (
+        Fine(fine_way(teacher), bench.seed, min(PAIRED, count), None) if teacher is not None and judge.paired else None
+    )
+    total = count * chosen.calls + (fine.count * fine.way.calls if fine else 0)
+    meter = Meter(bench.progress, bench.processes, total)
+    gathered = gather(chosen, bench.request(judge, count), fine, meter, bench.processes)
+    facts = {"source": model.name, "how": chosen.label, "seed": bench.seed, "nfe": gathered.nfe}
     facts |= {"seconds_per_image": gathered.seconds_per_image, "cost": chosen.cost}
-    if chosen.kind == "student" and measure is not None:
-        facts["steps"] = steps(chosen, measure, seed, min(FOLLOWED, number))
-    return answer(judge, gathered, number) | facts
-
-
-def request_for(judge: Judge, count: int, seed: int, batch_size: int) -> Request:
-    return Request(count, seed, batch_size, list(judge.extractors.values()), judge.keep_vectors, judge.gaps, shown=0)
+    if chosen.kind == "student" and teacher is not None:
+        facts["steps"] = steps(chosen, teacher, bench.seed, min(FOLLOWED, count))
+    return answer(judge, gathered, count) | facts
 
 
 def open_images(source: str | Path | Denoiser | Student) -> ImageData | None:
@@ -134,16 +166,6 @@ def teacher_of(chosen: Way, given: str | Path | Denoiser | None, tell: Tell) -> 
             f"{chosen.model.name!r} was distilled from other weights than those of {model.name!r}; name its own teacher"
         )
     return model.replace(guidance=chosen.guidance)
-
-
-def gather_images(data: ImageData, count: int, request: Request, progress: Progress, processes: Processes) -> Gathered:
-    share, parts = Share(), list(batches(0, count, request.batch_size))[processes.rank :: processes.world]
-    progress(0, len(parts), begin=True)
-    for done, indices in enumerate(parts, start=1):
-        images, labels = data.fetch(list(indices))
-        share.add(request, indices, to_float(images), labels, None)
-        progress(done, len(parts))
-    return joined(processes.everyone(share))
 
 
 def answer(judge: Judge, gathered: Gathered, count: int) -> dict[str, Any]:
