@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,23 +27,24 @@ def save_picture(results: Mapping[str, Any], folder: Path) -> Path:
 def shown(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Under each student, or else at each number of calls, the nearest solver; the plainest comes last."""
     rows = [row for row in results["rows"] if not row["broken"]]
+    metric = next((one for one in results["metrics"] if one["key"] == "rmse"), results["metrics"][0])
     students = sorted((row for row in rows if row["kind"] == "student"), key=lambda row: -int(row["calls"]))
     solvers = [row for row in rows if row["kind"] == "solver"]
     calls = dict.fromkeys(row["calls"] for row in students) or sorted({row["calls"] for row in solvers}, reverse=True)
     chosen = [row for row in rows if row["kind"] == "best"]
     for count in calls:
         chosen += [row for row in students if row["calls"] == count]
-        chosen += sorted((row for row in solvers if row["calls"] == count), key=lambda row: rank(row, results))[:1]
+        chosen += sorted((row for row in solvers if row["calls"] == count), key=lambda row: rank(row, metric))[:1]
     plain = [row for row in solvers if row["solver"] == "euler" and row["calls"] in calls and row not in chosen]
-    return chosen + sorted(plain, key=lambda row: rank(row, results))[-1:]
+    return chosen + sorted(plain, key=lambda row: rank(row, metric))[-1:]
 
 
-def rank(row: Mapping[str, Any], results: Mapping[str, Any]) -> float:
-    """By the distance to the teacher where it was measured, else by the first metric; smaller is better."""
-    metric = next((one for one in results["metrics"] if one["key"] == "rmse"), results["metrics"][0])
+def rank(row: Mapping[str, Any], metric: Mapping[str, Any]) -> float:
+    """Smaller is better; what was not measured comes last."""
     score = row["scores"].get(metric["key"])
-    value = float("inf") if score is None else float(score["value"])
-    return value if metric["better"] == "lower" else -value
+    if score is None:
+        return math.inf
+    return float(score["value"]) if metric["better"] == "lower" else -float(score["value"])
 
 
 def caption(row: Mapping[str, Any], results: Mapping[str, Any]) -> str:

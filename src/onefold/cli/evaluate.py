@@ -174,11 +174,13 @@ def compare_command(
 
 
 def print_comparison(results: Any) -> None:
-    """Sorted by calls, students first; the extractor's name stands below where all metrics share it."""
+    """By calls, then the best by the first metric; the extractor's name stands below where all metrics share it."""
+    from onefold.bench.picture import rank
+
     metrics = results["metrics"]
     extractors = {one["key"].partition("[")[2].rstrip("]") for one in metrics} - {""}
     names = [one["key"].partition("[")[0] if len(extractors) == 1 else one["key"] for one in metrics]
-    ordered = sorted(results["rows"], key=lambda row: (row["calls"], row["kind"] != "student", row["label"]))
+    ordered = sorted(results["rows"], key=lambda row: (row["calls"], rank(row, metrics[0])))
     rows = [
         [
             row["label"] + (f" (fails: {row['broken']} images NaN)" if row["broken"] else ""),
