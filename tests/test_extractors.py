@@ -169,6 +169,16 @@ def test_digits_cnn_is_as_accurate_as_it_says() -> None:
     assert facts["test_accuracy"] > 0.97
 
 
+def test_fashion_cnn_is_the_one_that_was_measured() -> None:
+    """Its data is not here, so its answer to fixed noise stands for it."""
+    features = find_extractor("fashion-cnn").extract(noise(2, 1, 28, 28))
+    assert features.logits is not None
+    norms, first = torch.tensor([9.01734, 8.89398]), torch.tensor([[-1.58224, -5.48096], [-1.57145, -4.48868]])
+    torch.testing.assert_close(features.vectors.norm(dim=1), norms, atol=1e-3, rtol=0)
+    torch.testing.assert_close(features.logits[:, :2], first, atol=1e-3, rtol=0)
+    assert read_facts(FOLDER / "fashion-cnn")["test_accuracy"] > 0.925
+
+
 @pytest.mark.parametrize(
     ("name", "teacher", "labels"),
     [

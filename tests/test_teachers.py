@@ -108,7 +108,8 @@ def test_bundled_teachers_are_small_and_told_of() -> None:
     assert {"digits8", "fashion28"} <= cards.keys()
     for name, card in cards.items():
         folder = Path(sys.modules["onefold"].__file__ or "").parent / "assets" / name
-        assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 4_000_000
+        files = [p for p in folder.rglob("*") if p.is_file() and p.name != "reference.npz"]  # which has its own bound
+        assert sum(p.stat().st_size for p in files) <= 4_000_000
         assert (folder / "README.md").is_file() and (folder / "samples.png").is_file()
         assert {"data", "command", "cost", "parameters", "versions"} <= card.keys()
 
