@@ -135,7 +135,7 @@ def make_judge(
         have: dict[Need, object] = {
             "reference": reference,
             "real": reference.features if reference else None,
-            "logits": one.classes if one else None,
+            "logits": (one and (one.classes or ":" in one.name)) or None,  # a user's function may classify
             "labels": classes or None,
             "texts": texts,
             "fine": paired or None,
