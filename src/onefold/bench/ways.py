@@ -63,15 +63,11 @@ class Way:
 
     @property
     def cost(self) -> dict[str, Any] | None:
-        """Of training."""
-        spent = self.recipe.get("cost")
-        if not spent:
+        """Of training; calls are those of all networks together."""
+        spent = self.recipe.get("cost", {})
+        if not {"seconds", "images", "calls"} <= spent.keys():
             return None
-        return {
-            "seconds": spent.get("seconds"),
-            "images": spent.get("images"),
-            "calls": sum(spent.get("calls", {}).values()) or None,
-        }
+        return {"seconds": spent["seconds"], "images": spent["images"], "calls": sum(spent["calls"].values())}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -22,7 +22,7 @@ References = Annotated[
 Metrics = Annotated[
     str | None,
     typer.Option(
-        help="fd, kid, precision, recall, density, coverage, accuracy, class-score, rmse, psnr; also fd[inception]. Default: the usual ones that can be measured.",
+        help="fd, kid, precision, recall, density, coverage, accuracy, class-score, rmse, median, psnr, feature-distance (clip for `evaluate`); fd[inception] names another extractor. Default: the usual ones that can be measured.",
         show_default=False,
     ),
 ]
