@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onefold.bench.inspection import inspect as inspect
     from onefold.data import load_data as load_data
     from onefold.denoiser import Denoiser as Denoiser
     from onefold.distilling import distill as distill
@@ -30,6 +31,7 @@ HOME = {
     "Student": "onefold.student",
     "UserError": "onefold.errors",
     "distill": "onefold.distilling",
+    "inspect": "onefold.bench.inspection",
     "load_data": "onefold.data",
     "load_student": "onefold.student",
     "load_teacher": "onefold.teachers",

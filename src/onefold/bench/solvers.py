@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -104,27 +106,40 @@ def compare_solvers(
     progress: Progress = silent,
 ) -> Comparison:
     """Compares solvers on the same noise and writes `solvers.png` into `out`."""
+    solvers, calls, fine = (SOLVERS[::2], CALLS[:2], 48) if quick else (SOLVERS, CALLS, 128)
+    bench = Bench(teacher, count, seed, calls_of_comparison(solvers, calls, fine), progress)
+    comparison, reference, images = converge(bench, solvers, calls, fine)
+    comparison = replace(comparison, picture=str(Path(out) / "solvers.png"))
+    save_png(draw(comparison, teacher.name, reference, images), comparison.picture)
+    return comparison
+
+
+def calls_of_comparison(solvers: Sequence[str], calls: Sequence[int], fine: int) -> int:
+    """What `converge` costs, on the two grids of `grids_for`."""
+    return 2 * fine + 2 * len(solvers) * sum(calls)
+
+
+def converge(
+    bench: Bench, solvers: Sequence[str], calls: Sequence[int], fine: int
+) -> tuple[Comparison, Tensor, dict[Entry, Tensor]]:
+    """(numbers, the fine solution's images, the images of each entry); nothing is written."""
     begin = time.perf_counter()
-    solvers, levels, fine = (SOLVERS[::2], CALLS[:2], 48) if quick else (SOLVERS, CALLS, 128)
-    runs = [(solver, grid, calls) for grid in grids_for(teacher.process) for solver in solvers for calls in levels]
-    bench = Bench(teacher, count, seed, 2 * fine + sum(calls for *_, calls in runs), progress)
     reference, check = (bench.images(solver, fine)[0] for solver in FINE)
     results: dict[Entry, Tensor] = {}
-    for solver, grid, calls in runs:
-        images, counted = bench.images(solver, calls, grid)
-        results[Entry(solver, grid, calls, counted, root_mean_square(images, reference))] = images
+    for grid, solver, steps in product(grids_for(bench.teacher.process), solvers, calls):
+        images, counted = bench.images(solver, steps, grid)
+        results[Entry(solver, grid, steps, counted, root_mean_square(images, reference))] = images
     comparison = Comparison(
-        count=count,
-        calls=levels,
+        count=bench.count,
+        calls=tuple(calls),
         reference=f"{FINE[0]}, {fine} calls",
         check=f"{FINE[1]}, {fine} calls",
         accuracy=root_mean_square(check, reference),
         entries=tuple(results),
-        picture=str(Path(out) / "solvers.png"),
+        picture="",
         seconds=time.perf_counter() - begin,
     )
-    save_png(draw(comparison, teacher.name, reference, results), comparison.picture)
-    return comparison
+    return comparison, reference, results
 
 
 def grids_for(process: Process) -> tuple[str, str]:
