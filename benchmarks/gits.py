@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,8 +15,8 @@ from pairs import save
 from torch import Tensor
 
 import onefold
-from onefold.bench.solvers import FINE as SOLUTION
-from onefold.bench.solvers import Bench
+from onefold.bench.convergence import FINE as SOLUTION
+from onefold.bench.convergence import Probe
 from onefold.denoiser import Denoiser
 from onefold.gits import FINE, GAMMA, SOLVER, TOGETHER, TRAJECTORIES, Jumps, fine_levels, measure_jumps, walk
 from onefold.grids import Grid
@@ -78,7 +77,7 @@ class Judge:
     """Distances to the fine solution, each grid and solver once."""
 
     def __init__(self, teacher: Denoiser, count: int, seed: int) -> None:
-        self.bench = Bench(teacher, count, seed, 0, silent)
+        self.bench = Probe(teacher, count, seed, 0, silent)
         self.teacher, self.known = teacher, dict[Any, float]()
         self.reference, check = (self.bench.images(solver, 128)[0] for solver in SOLUTION)
         self.accuracy = root_mean_square(check, self.reference)
@@ -90,22 +89,20 @@ class Judge:
             self.known[key] = round(root_mean_square(images, self.reference), 4)
         return self.known[key]
 
-    def row(self, what: str, grids: Callable[[int], str | Grid], **facts: Any) -> dict[str, Any]:
+    def row(self, what: str, grids: Callable[[int], str | Grid]) -> dict[str, Any]:
         found = {solver: {calls: self.distance(solver, calls, grids(calls)) for calls in CALLS} for solver in SOLVERS}
         shown = "   ".join(" ".join(f"{value:.4f}" for value in found[solver].values()) for solver in SOLVERS)
         print(f"{what:44} {shown}", flush=True)
         levels = grids(CALLS[0])
         shape = {} if isinstance(levels, str) else {"levels": [float(f"{x:.4g}") for x in levels.sigmas.tolist()]}
-        return {"what": what, **facts, **found, **shape}
+        return {"what": what, **found, **shape}
 
 
-def tuned(teacher: Denoiser, fine: int = FINE, **how: Any) -> tuple[Jumps, float]:
-    begin = time.perf_counter()
-    jumps = measure_jumps(teacher, fine_levels(teacher, fine, "zero"), **how)
-    return jumps, time.perf_counter() - begin
+def tuned(teacher: Denoiser, fine: int = FINE, **how: Any) -> Jumps:
+    return measure_jumps(teacher, fine_levels(teacher, fine, "zero"), **how)
 
 
-def variants(teacher: Denoiser) -> Iterator[tuple[str, Callable[[int], Grid], dict[str, Any]]]:
+def variants(teacher: Denoiser) -> Iterator[tuple[str, Callable[[int], Grid]]]:
     """One thing changed at a time, and measures of the deviation with each gamma."""
     for name, change in (
         *((f"{count} trajectories", {"trajectories": count}) for count in (4, 8, 32, 64)),
@@ -113,8 +110,7 @@ def variants(teacher: Denoiser) -> Iterator[tuple[str, Callable[[int], Grid], di
         *((f"trajectories by {solver}", {"solver": solver}) for solver in ("euler", "dpmpp3m", "ipndm4")),
         *((f"seed {seed}", {"seed": seed}) for seed in (1, 2)),
     ):
-        jumps, seconds = tuned(teacher, **change)  # type: ignore[arg-type]
-        yield name, jumps.grid, {"seconds": round(seconds, 1)}
+        yield name, tuned(teacher, **change).grid  # type: ignore[arg-type]
     fine = fine_levels(teacher, FINE, "zero")
     walks = [
         walk(teacher, fine, SOLVER, 0, range(first, first + TOGETHER)) for first in range(0, TRAJECTORIES, TOGETHER)
@@ -125,7 +121,7 @@ def variants(teacher: Denoiser) -> Iterator[tuple[str, Callable[[int], Grid], di
             costs = torch.stack([costs_of(*walked, levels, deviation, heun=heun) for walked in walks]).mean(0)
             for gamma in (0.85, 1.0, GAMMA, 1.3):
                 name = f"{'trapezium' if heun else 'Euler'} jumps, {deviation}, gamma {gamma:g}"
-                yield name, lambda calls, c=costs, g=gamma: Jumps(fine, c).grid(calls, gamma=g), {}  # type: ignore[misc]
+                yield name, lambda calls, c=costs, g=gamma: Jumps(fine, c).grid(calls, gamma=g)  # type: ignore[misc]
 
 
 def main() -> None:
@@ -138,12 +134,11 @@ def main() -> None:
     judge = Judge(teacher, arguments.count, arguments.seed)
     print(f"{teacher.name}: RMSE to the fine solution (accurate to {judge.accuracy:.4f}); {SOLVERS} at {CALLS} calls")
     rows = [judge.row(f"{name} grid", lambda _, name=name: name) for name in NAMED]  # type: ignore[misc]
-    jumps, seconds = tuned(teacher)
-    rows.append(judge.row("gits", jumps.grid, seconds=round(seconds, 1)))
-    rows += [judge.row(what, grids, **facts) for what, grids, facts in variants(teacher)]
+    rows.append(judge.row("gits", tuned(teacher).grid))
+    rows += [judge.row(what, grids) for what, grids in variants(teacher)]
     defaults = {"gamma": GAMMA, "trajectories": TRAJECTORIES, "fine": FINE, "solver": SOLVER}
     facts = {"count": arguments.count, "seed": arguments.seed, "accuracy": judge.accuracy, "defaults": defaults}
-    what = "RMSE to the fine solution, same noise, by solver and calls; seconds are those of the tuning"
+    what = "RMSE to the fine solution, same noise, by solver and calls"
     save(f"gits_{teacher.name}", {"what": what, **facts, "rows": rows}, show=False)
 
 

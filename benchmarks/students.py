@@ -15,7 +15,7 @@ from typing import Any
 from pairs import save
 
 import onefold
-from onefold.bench.solvers import FINE
+from onefold.bench.ways import FINE
 from onefold.losses import root_mean_square
 from onefold.methods.base import CONTROL
 from onefold.progress import terminal_progress
@@ -38,12 +38,13 @@ def main() -> None:
     teacher = onefold.load_teacher(arguments.teacher, device=arguments.device, precision="fp32")
     with terminal_progress("fine solution") as progress:
         how: dict[str, Any] = {"first": UNSEEN, "batch_size": 64}
-        reference = onefold.sample(teacher, arguments.count, solver=FINE[0], calls=64, progress=progress, **how)
+        reference = onefold.sample(teacher, arguments.count, solver=FINE[0], calls=FINE[1], progress=progress, **how)
     solvers = {
-        solver: root_mean_square(
-            onefold.sample(teacher, arguments.count, solver=solver, calls=arguments.calls, **how), reference
+        f"{solver} on {grid}": root_mean_square(
+            onefold.sample(teacher, arguments.count, solver=solver, grid=grid, calls=arguments.calls, **how), reference
         )
         for solver in CONTROL
+        for grid in ("auto", "gits")
     }
     best = min(solvers, key=solvers.__getitem__)
     runs = []

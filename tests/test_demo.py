@@ -19,7 +19,7 @@ def test_the_demo_goes_the_whole_way(tmp_path: Path) -> None:
     said: list[str] = []
     demo = run(teacher, out=tmp_path, calls=2, budget="96", count=20, tell=said.append)
     rows = demo.comparison.rows
-    assert sorted(row["calls"] for row in rows) == [2] * 9 + [BEST[1]]  # four solvers on two grids, and the student
+    assert sorted(row["calls"] for row in rows) == [2] * 13 + [BEST[1]]  # four solvers on three grids, and the student
     assert demo.student_row["calls"] == 2 and demo.trained["images"] == 96
     solvers = [row["scores"]["rmse"]["value"] for row in rows if row["kind"] == "solver"]
     assert demo.ratio("rmse") == min(solvers) / demo.student_row["scores"]["rmse"]["value"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onefold.bench.compare import compare as compare
     from onefold.bench.evaluate import evaluate as evaluate
+    from onefold.bench.inspection import inspect as inspect
     from onefold.data import load_data as load_data
     from onefold.denoiser import Denoiser as Denoiser
     from onefold.distilling import distill as distill
@@ -34,6 +35,7 @@ HOME = {
     "compare": "onefold.bench.compare",
     "distill": "onefold.distilling",
     "evaluate": "onefold.bench.evaluate",
+    "inspect": "onefold.bench.inspection",
     "load_data": "onefold.data",
     "load_student": "onefold.student",
     "load_teacher": "onefold.teachers",

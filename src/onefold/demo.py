@@ -96,7 +96,7 @@ def run(
             out=home,
             calls=(calls,),
             solvers=CONTROL,
-            grids=("auto", "karras"),
+            grids=("auto", "gits", "karras"),
             count=count,
             seed=seed,
             lead="rmse",  # so few images say little through their features

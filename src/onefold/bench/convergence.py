@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from itertools import product
 from typing import Any
 
-from PIL.Image import Image
 from torch import Tensor
 
 from onefold.denoiser import Denoiser
 from onefold.grids import usual_schedule
 from onefold.losses import root_mean_square
-from onefold.pictures import COLUMNS, labelled_rows, save_png
 from onefold.process import Process
-from onefold.progress import Progress, silent
+from onefold.progress import Progress
 from onefold.sampling import sample
 
-SOLVERS = ("euler", "heun", "dpmpp2m", "dpmpp3m", "unipc2", "ipndm3")
-CALLS = (4, 8, 16)
 # Two fine solutions by different formulas: how far they are apart says how far either can be trusted.
 FINE = ("dpmpp3m_exact", "ipndm4")
 FAILED = 1.0  # pixels in [-1, 1] that are this far off are no picture
@@ -42,14 +39,13 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Convergence:
     count: int
     calls: tuple[int, ...]
     reference: str
     check: str  # another fine solution ...
     accuracy: float  # ... and how far it is from the reference: smaller distances say nothing
     entries: tuple[Entry, ...]
-    picture: str
     seconds: float
 
     def best(self, calls: int) -> Entry:
@@ -67,7 +63,7 @@ class Comparison:
         return asdict(self)
 
 
-class Bench:
+class Probe:
     """A teacher, its start noise and labels: the same for every solver."""
 
     def __init__(self, teacher: Denoiser, count: int, seed: int, budget: int, progress: Progress) -> None:
@@ -94,54 +90,34 @@ class Bench:
         return images.float().cpu(), self.teacher.calls - before
 
 
-def compare_solvers(
-    teacher: Denoiser,
-    *,
-    count: int = 16,
-    seed: int = 0,
-    out: str | Path,
-    quick: bool = False,
-    progress: Progress = silent,
-) -> Comparison:
-    """Compares solvers on the same noise and writes `solvers.png` into `out`."""
+def calls_of_comparison(solvers: Sequence[str], calls: Sequence[int], fine: int) -> int:
+    """What `converge` costs, on the two grids of `grids_for`."""
+    return 2 * fine + 2 * len(solvers) * sum(calls)
+
+
+def converge(
+    bench: Probe, solvers: Sequence[str], calls: Sequence[int], fine: int
+) -> tuple[Convergence, Tensor, dict[Entry, Tensor]]:
+    """(numbers, the fine solution's images, the images of each entry); nothing is written."""
     begin = time.perf_counter()
-    solvers, levels, fine = (SOLVERS[::2], CALLS[:2], 48) if quick else (SOLVERS, CALLS, 128)
-    runs = [(solver, grid, calls) for grid in grids_for(teacher.process) for solver in solvers for calls in levels]
-    bench = Bench(teacher, count, seed, 2 * fine + sum(calls for *_, calls in runs), progress)
     reference, check = (bench.images(solver, fine)[0] for solver in FINE)
     results: dict[Entry, Tensor] = {}
-    for solver, grid, calls in runs:
-        images, counted = bench.images(solver, calls, grid)
-        results[Entry(solver, grid, calls, counted, root_mean_square(images, reference))] = images
-    comparison = Comparison(
-        count=count,
-        calls=levels,
+    for grid, solver, steps in product(grids_for(bench.teacher.process), solvers, calls):
+        images, counted = bench.images(solver, steps, grid)
+        results[Entry(solver, grid, steps, counted, root_mean_square(images, reference))] = images
+    comparison = Convergence(
+        count=bench.count,
+        calls=tuple(calls),
         reference=f"{FINE[0]}, {fine} calls",
         check=f"{FINE[1]}, {fine} calls",
         accuracy=root_mean_square(check, reference),
         entries=tuple(results),
-        picture=str(Path(out) / "solvers.png"),
         seconds=time.perf_counter() - begin,
     )
-    save_png(draw(comparison, teacher.name, reference, results), comparison.picture)
-    return comparison
+    return comparison, reference, results
 
 
 def grids_for(process: Process) -> tuple[str, str]:
     """The field's usual grid, and the one that this process is sampled on by default."""
     usual = usual_schedule(process)
     return "karras", "logsnr" if usual == "karras" else usual
-
-
-def draw(comparison: Comparison, name: str, reference: Tensor, results: dict[Entry, Tensor]) -> Image:
-    """The teacher at its best on top, the best way at fewer and fewer calls below, then the plainest; one noise a column."""
-    few = min(comparison.calls)
-    plain = next(entry for entry in comparison.entries if (entry.solver, entry.calls) == ("euler", few))
-    shown = [*(comparison.best(calls) for calls in sorted(comparison.calls, reverse=True)), plain]
-    rows = [(f"teacher at its best\n{comparison.reference}", reference)]
-    rows += [
-        (f"{entry.calls} calls, RMSE {entry.cell}\n{entry.solver} on {entry.grid}", results[entry]) for entry in shown
-    ]
-    return labelled_rows(
-        [(label, images[:COLUMNS]) for label, images in rows], title=f"{name}: the same noise in each column"
-    )

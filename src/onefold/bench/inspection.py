@@ -1,0 +1,181 @@
+"""Looking at a teacher before anyone trains with it: what it is, how well it denoises, how fast solvers converge, what is wrong."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from onefold.bench.checks import CHECKS, Finding, run_checks
+from onefold.bench.convergence import Convergence
+from onefold.bench.evidence import Evidence, Pictures, Row, levels_of
+from onefold.data import ImageData, load_data, to_float
+from onefold.denoiser import Denoiser
+from onefold.errors import UserError
+from onefold.pictures import COLUMNS, labelled_rows, save_png
+from onefold.process import DiscreteVP
+from onefold.progress import Progress, Tell, silent
+
+MOST_DATA = 128  # images that are denoised for the table
+PICTURE = "inspect.png"
+SHOWN = (0.5, 2.0)  # noise levels in the picture
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a teacher says of itself."""
+
+    name: str
+    shape: tuple[int, ...]
+    parameters: int | None
+    process: str
+    prediction: str
+    sigma_min: float
+    sigma_max: float
+    levels: int | None  # of its table
+    continuous_time: bool
+    classes: int | None
+    without_class: bool
+    guidance: float
+    prior: float  # standard deviation of the start; 1 in the network's own coordinates where sigma_max is inf
+
+
+@dataclass(frozen=True)
+class Inspection:
+    facts: Facts
+    data: str | None
+    denoising: tuple[Row, ...]
+    comparison: Convergence | None  # None where a warning makes it meaningless
+    checks: tuple[str, ...]  # that were made
+    warnings: tuple[Finding, ...]
+    picture: str | None
+    seconds: float
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Checks that a warning made meaningless."""
+        return tuple(check.name for check in CHECKS if check.name not in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; inf is the string "inf"."""
+        values = asdict(self) | {"left_out": list(self.left_out)}
+        top = values["facts"]["sigma_max"]
+        values["facts"]["sigma_max"] = "inf" if math.isinf(top) else top
+        return values
+
+
+def inspect(
+    teacher: str | Path | Denoiser,
+    data: str | Path | ImageData | None = None,
+    *,
+    count: int = 16,
+    seed: int = 0,
+    out: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    progress: Progress | None = None,
+    tell: Tell | None = None,
+) -> Inspection:
+    """What a teacher is and what is wrong with it. `data` adds how well it denoises; `out` is a folder for the picture."""
+    begin, report = time.perf_counter(), progress or silent
+    if count < 2:
+        raise UserError(f"count is {count}, expected 2 or more images; one cannot show how images differ")
+    if not isinstance(teacher, Denoiser):
+        from onefold.teachers import load_teacher
+
+        teacher = load_teacher(teacher, device=device, precision=precision, tell=tell)
+    source, pictures = (None, None) if data is None else read_data(teacher, data, count, device)
+    seen = Evidence(teacher.replace(), count, seed, report, pictures)
+    findings, made = run_checks(seen)
+    report(seen.budget, seen.budget)
+    picture = None if out is None else str(save_png(draw(seen), Path(out) / PICTURE))
+    return Inspection(
+        facts=facts_of(teacher),
+        data=source,
+        denoising=tuple(seen.table),
+        comparison=seen.solved[0] if "solved" in vars(seen) else None,
+        checks=tuple(made),
+        warnings=tuple(findings),
+        picture=picture,
+        seconds=round(time.perf_counter() - begin, 1),
+    )
+
+
+def read_data(teacher: Denoiser, data: str | Path | ImageData, count: int, device: str) -> tuple[str, Pictures]:
+    """(where from, images evenly spaced over the data): with their classes, or without where the teacher knows that too."""
+    if len(teacher.shape) != 3:
+        raise UserError(
+            f"{teacher.name!r} makes no pictures but {teacher.shape}, so no data can be read for it; leave it out"
+        )
+    channels, height, width = teacher.shape
+    if not isinstance(data, ImageData):
+        data = load_data(data, size=height if height == width else None, channels=channels, device=device)
+    if tuple(data.shape) != teacher.shape:
+        raise UserError(
+            f"the data's images are {data.shape}, those of {teacher.name!r} {teacher.shape}; give data of that shape"
+        )
+    if len(data) < count:
+        raise UserError(
+            f"there are {len(data)} images in the data, fewer than count, {count}; give more, or a smaller count"
+        )
+    chosen = [index * len(data) // min(MOST_DATA, len(data)) for index in range(min(MOST_DATA, len(data)))]
+    pixels, labels = data.fetch(chosen)
+    if teacher.classes is None:
+        labels = None
+    elif data.classes != teacher.classes:
+        if "labels" not in teacher.null:
+            raise UserError(
+                f"{teacher.name!r} is told one of {teacher.classes} classes with each image, the data has {data.classes or 'none'}; "
+                "give data with these classes, or leave it out"
+            )
+        labels = torch.full((len(chosen),), teacher.null["labels"])
+    return str(data.description["source"]), Pictures(to_float(pixels), labels)
+
+
+def facts_of(teacher: Denoiser) -> Facts:
+    process, network = teacher.process, teacher.network
+    top = process.sigma_max
+    return Facts(
+        name=teacher.name,
+        shape=teacher.shape,
+        parameters=sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else None,
+        process=type(process).__name__,
+        prediction=teacher.prediction,
+        sigma_min=process.sigma_min,
+        sigma_max=top,
+        levels=len(process.sigmas) if isinstance(process, DiscreteVP) else None,
+        continuous_time=teacher.continuous_time,
+        classes=teacher.classes,
+        without_class=bool(teacher.null),
+        guidance=teacher.guidance,
+        prior=float(process.prior(torch.ones((), dtype=torch.float64), top)),
+    )
+
+
+def draw(seen: Evidence) -> Image:
+    """What the checks saw, the same noise in each column: samples at more and fewer calls, then images noised and denoised.
+    Where the kind of output is wrong: samples for each way to read it."""
+    rows: list[tuple[str, Tensor]] = []
+    if "solved" in vars(seen):
+        comparison, solution, images = seen.solved
+        rows.append((f"samples\n{comparison.reference}", solution))
+        for calls in sorted(comparison.calls, reverse=True):
+            best = comparison.best(calls)
+            rows.append((f"{calls} calls, RMSE {best.cell}\n{best.solver} on {best.grid}", images[best]))
+    else:
+        rows += [(f"samples\nread as {kind}", seen.samples_read_as(kind).images) for kind in seen.readings]
+    clean = seen.samples_read_as(seen.teacher.prediction)
+    if seen.data is not None:
+        clean = seen.data
+        rows.append(("data", clean.images))
+    for sigma in levels_of(seen.teacher, SHOWN):
+        rows.append((f"noise of sigma {sigma:.2g}", seen.noised(clean.first(COLUMNS).images, sigma)))
+        rows.append(("denoised", seen.denoised(seen.teacher, clean.first(COLUMNS), sigma)))
+    shown = [(label, images[:COLUMNS].nan_to_num()) for label, images in rows]
+    return labelled_rows(shown, title=f"{seen.teacher.name}: the same noise in each column")
