@@ -78,8 +78,8 @@ class SFDSettings(DistillSettings):
     parts: int = Field(3, ge=1, description="K: teacher steps in one student step (published: 4)")
     solver: str = Field("ipndm3", description="of the teacher (published: dpmpp3m)")
     grid: str | list[float] = Field(
-        "gits",
-        description="the student's levels: a schedule (gits is tuned to the teacher in seconds; auto by process; published: karras) or a falling list with its end",
+        "auto",
+        description="the student's levels: a schedule (auto by process; gits is tuned to the teacher; published: karras) or a falling list with its end",
     )
     end: End | Literal["auto"] = Field(
         "auto",
