@@ -24,6 +24,7 @@ from onefold.errors import UserError
 from onefold.grids import karras
 from onefold.metrics.extractors import find_extractor
 from onefold.metrics.references import load_reference, make_reference
+from onefold.metrics.statistics import Statistics
 from onefold.process import EDM
 from onefold.student import Student, load_student
 
@@ -34,6 +35,9 @@ SMALL: dict[str, Any] = {
     "count": 24,
     "device": "cpu",
 }
+
+
+BUNDLED = Path(onefold.__file__).parent / "assets" / "digits8" / "reference.npz"
 
 
 @pytest.fixture(scope="module")
@@ -190,12 +194,17 @@ def test_the_same_grid_by_two_names_is_one_row() -> None:
 
 
 def test_rows_of_several_teachers_say_whose_they_are(tmp_path: Path) -> None:
-    one, other = mixture(), mixture()
-    one.name, other.name = "one", "other"
     settings: dict[str, Any] = {"calls": (2,), "solvers": ("euler",), "grids": ("auto",), "count": 4}
-    found = compare([one, other], out=tmp_path, **settings)
-    assert [row["series"].split(":")[0] for row in found.rows] == ["one", "one", "other", "other"]
-    assert all("rmse" in row["scores"] for row in found.rows)
+    one, other = mixture(), GaussianMixture(mixture().means.flip(-1), 0.3, process=EDM())
+    found = compare([one, other], out=tmp_path / "both", **settings)
+    names = ["gaussian-mixture (1)"] * 2 + ["gaussian-mixture (2)"] * 2
+    assert [row["series"].split(":")[0] for row in found.rows] == names
+    alone = [row for model in (one, other) for row in compare([model], out=tmp_path / "alone", **settings).rows]
+    assert [row["scores"]["rmse"] for row in found.rows] == [row["scores"]["rmse"] for row in alone]
+
+
+def mixture_of_noise() -> GaussianMixture:
+    return GaussianMixture(torch.zeros(1, 1, 8, 8), 0.5, process=EDM())
 
 
 class Breaking(GaussianMixture):
@@ -221,8 +230,13 @@ def test_a_way_that_breaks_is_told_and_the_others_go_on(tmp_path: Path) -> None:
 def test_a_model_that_gives_nothing_but_nan_is_told(tmp_path: Path) -> None:
     teacher = Breaking(mixture().means, 0.2, process=EDM())
     teacher.level = 80.0  # the start of every grid
+    settings: dict[str, Any] = {"calls": (2,), "solvers": ("euler",), "grids": ("auto",)}
+    with pytest.raises(UserError, match="fine solution of 'gaussian-mixture'.* is NaN"):
+        compare([teacher], out=tmp_path, count=4, **settings)
+    digits = Breaking(torch.zeros(1, 1, 8, 8), 0.2, process=EDM())
+    digits.level = 80.0
     with pytest.raises(UserError, match="no way gives images"):
-        compare([teacher], out=tmp_path, calls=(2,), solvers=("euler",), grids=("auto",), count=4)
+        compare([digits], out=tmp_path, count=20, reference=[BUNDLED], metrics=["fd"], **settings)
 
 
 def test_exact_teachers_need_no_reference(tmp_path: Path) -> None:
@@ -242,6 +256,8 @@ def test_exact_teachers_need_no_reference(tmp_path: Path) -> None:
         (("digits8",), {"metrics": ["fd"], "count": 8}, "needs 20 images or more"),
         (("digits8",), {"solvers": ("eular",)}, "did you mean 'euler'"),
         (("digits8",), {"calls": (0,)}, "1 or more network calls"),
+        (("digits8",), {"calls": ()}, "at least one of each"),
+        (("digits8",), {"lead": "fdd"}, "cannot open with 'fdd'"),
         (("digits8", "fashion28"), {}, "1x28x28"),
         (("digits8",), {"metrics": ["fd[fashion-cnn]"]}, "fashion-cnn"),
         (("digits8",), {"published": "cifar"}, "did you mean 'cifar10'"),
@@ -291,6 +307,42 @@ def test_the_path_is_measured_step_by_step(student: Student) -> None:
     assert steps[-1]["rmse"] == pytest.approx(found, rel=0.05)  # the same images, against two fine solutions
 
 
+def test_a_few_of_many_images_are_drawn_by_lot(tmp_path: Path) -> None:
+    """Folders are often sorted by class."""
+    data = onefold.load_data("digits")
+    assert data.labels is not None
+    order = data.labels.argsort()
+    np.savez(tmp_path / "sorted.npz", images=data.fetch(order)[0].permute(0, 2, 3, 1).numpy())
+    found = evaluate(tmp_path / "sorted.npz", reference=BUNDLED, count=300, metrics=["fd"])["scores"]["fd[digits-cnn]"]
+    assert found["value"] < 2 * found["floor"]["high"]
+
+
+def test_a_reference_that_would_not_count_is_refused(tmp_path: Path) -> None:
+    bare = Statistics(torch.zeros(32, dtype=torch.float64), torch.eye(32, dtype=torch.float64), 0, "", {})
+    bare.save(tmp_path / "foreign.npz")
+    with pytest.raises(UserError, match="name an --extractor"):
+        evaluate("digits8", reference=tmp_path / "foreign.npz", count=24, device="cpu")
+    with pytest.raises(UserError, match="takes images of 1x28x28"):
+        evaluate("digits8", reference=BUNDLED.parent.parent / "fashion28" / "reference.npz", count=24, device="cpu")
+    with pytest.raises(UserError, match="leave it out"):
+        evaluate("digits8", reference=[BUNDLED, tmp_path / "foreign.npz"], count=24, device="cpu")
+    images = np.zeros((30, 12, 12, 1), np.uint8)
+    np.savez(tmp_path / "large.npz", images=images)
+    with pytest.raises(UserError, match="scale the reference first"):
+        evaluate("digits8", reference=tmp_path / "large.npz", extractor="digits-cnn", count=24, device="cpu")
+
+
+def test_what_does_not_apply_is_refused(student: Student) -> None:
+    with pytest.raises(UserError, match="has its own solver and grid of 2 calls; leave out calls"):
+        evaluate(student, calls=3)
+    with pytest.raises(UserError, match="are images; leave out solver"):
+        evaluate("digits", solver="euler")
+    with pytest.raises(UserError, match="is a teacher; leave out teacher"):
+        evaluate("digits8", teacher="fashion28", device="cpu")
+    with pytest.raises(UserError, match="unknown teacher 'digit8'"):
+        evaluate("digit8")
+
+
 def test_images_in_a_folder_are_measured_like_the_model_s(tmp_path: Path, teacher: Denoiser) -> None:
     assert (
         main(
@@ -311,8 +363,7 @@ def test_images_in_a_folder_are_measured_like_the_model_s(tmp_path: Path, teache
         )
         == 0
     )
-    reference = Path(onefold.__file__).parent / "assets" / "digits8" / "reference.npz"
-    images = evaluate(tmp_path / "x.npz", reference=reference)["scores"]
+    images = evaluate(tmp_path / "x.npz", reference=BUNDLED)["scores"]
     model = evaluate(teacher, solver="euler", calls=2, count=40, metrics=["fd", "accuracy"])["scores"]
     assert images["fd[digits-cnn]"]["value"] == pytest.approx(model["fd[digits-cnn]"]["value"], rel=1e-3)
     assert images["accuracy[digits-cnn]"]["value"] == model["accuracy[digits-cnn]"]["value"]
@@ -320,9 +371,12 @@ def test_images_in_a_folder_are_measured_like_the_model_s(tmp_path: Path, teache
 
 
 def test_real_images_reach_the_floor() -> None:
-    found = evaluate("digits", extractor="digits-cnn", reference="digits", metrics=["fd", "precision", "coverage"])
+    """All digits against a reference that has seen most of them, and noise, which must not."""
+    found = evaluate("digits", reference=BUNDLED, metrics=["fd", "precision", "coverage"])
     scores = found["scores"]
     assert scores["fd[digits-cnn]"]["value"] < scores["fd[digits-cnn]"]["floor"]["high"]
+    noise = evaluate(mixture_of_noise(), extractor="digits-cnn", reference=BUNDLED, metrics=["fd"], count=100)["scores"]
+    assert noise["fd[digits-cnn]"]["value"] > 10 * scores["fd[digits-cnn]"]["floor"]["high"]
     for name in ("precision", "coverage"):
         score = scores[f"{name}[digits-cnn]"]
         assert score["value"] == pytest.approx(score["floor"]["value"], abs=0.1)
@@ -355,7 +409,7 @@ def test_a_reference_is_made_from_data_and_read_again(tmp_path: Path) -> None:
 
 def test_statistics_of_another_network_are_refused(tmp_path: Path) -> None:
     made = make_reference(onefold.load_data("digits"), find_extractor("digits-cnn"))
-    made.provenance["extractor_identity"] = "0" * 64
+    made.provenance["identity"] = "0" * 64
     made.save(tmp_path / "ref.npz")
     with pytest.raises(UserError, match="other weights"):
         evaluate("digits8", reference=tmp_path / "ref.npz", count=24, device="cpu")
@@ -401,14 +455,18 @@ def test_the_commands(tmp_path: Path, student: Student, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)["scores"]["rmse"]["value"] > 0
 
 
-def test_two_processes_measure_what_one_does(tmp_path: Path, comparison: Comparison) -> None:
+def test_two_processes_measure_what_one_does_and_go_on(tmp_path: Path, comparison: Comparison) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "onefold"]
     words = ["compare", "digits8", "--calls", "1,2", "--solvers", "euler,ipndm3", "--grids", "auto", "--count", "24"]
     words += ["--batch-size", "5", "--device", "cpu", "--out", str(tmp_path)]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=170, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "results.json").read_text())
-    for ours, theirs in zip(found["rows"], comparison.rows, strict=False):
+    found = []
+    for _ in range(2):  # the second one reads what the first has measured
+        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=170, check=False)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / "results.json").read_text())["rows"])
+    assert found[0] == found[1] and len(found[0]) == 5
+    for ours, theirs in zip(found[0], comparison.rows[:5], strict=True):
+        assert ours["scores"].keys() == theirs["scores"].keys()
         for key, score in ours["scores"].items():
             assert score["value"] == pytest.approx(theirs["scores"][key]["value"], rel=1e-3), (ours["label"], key)
 

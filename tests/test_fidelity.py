@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from onefold.errors import UserError
-from onefold.metrics.fidelity import by_step, feature_errors, psnr, rmse, squared_errors, typical
+from onefold.metrics.fidelity import feature_errors, psnr, rmse, squared_errors, typical
 from onefold.metrics.interpolation import between, evenness
 
 
@@ -50,13 +50,6 @@ def test_psnr_has_the_peak_of_images_from_minus_one_to_one() -> None:
 
 def test_feature_errors_are_squared_lengths() -> None:
     assert feature_errors(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)).tolist() == [25.0]
-
-
-def test_by_step_leaves_the_common_start_out() -> None:
-    start = noise(2, 1, 2, 2)
-    found = by_step([start, start + 1, start + 2], [start, start, start], [80.0, 1.0, 0.0])
-    assert [step["sigma"] for step in found] == [1.0, 0.0]
-    assert [step["rmse"] for step in found] == pytest.approx([1.0, 2.0], rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["slerp", "linear"])

@@ -42,7 +42,7 @@ class Demo:
     @property
     def best_solver(self) -> Row:
         """The nearest of the teacher's own at the student's number of calls."""
-        solvers = [row for row in self.comparison.rows if row["kind"] == "solver"]
+        solvers = [row for row in self.comparison.rows if row["kind"] == "solver" and not row["broken"]]
         return min(solvers, key=lambda row: distance(row, "rmse"))
 
     def ratio(self, measure: str) -> float:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from onefold.denoiser import Denoiser
 from onefold.errors import UserError, suggest
 from onefold.files import atomic_file
 from onefold.metrics.interpolation import between, evenness
+from onefold.metrics.references import shape_text
 from onefold.pictures import picture_grid, save_png
 from onefold.progress import Progress, Tell, silent
 from onefold.sampling import chosen_labels
@@ -103,7 +106,8 @@ def compare(
         metrics,
         reference,
         home=first.home,
-        classes=bool(first.classes),
+        shape=first.shape,
+        classes=first.classes,
         paired=True,
         count=count,
         extractor=extractor,
@@ -112,9 +116,12 @@ def compare(
         batch_size=batch_size,
         progress=progress,
     )
-    ways = [way for teacher in teachers for way in (*teacher_ways(teacher, solvers, grids, calls), best_way(teacher))]
-    ways = [replace(way, among=len(teachers) > 1) for way in ways]
-    ways += [student_way(model) for model in loaded if isinstance(model, Student)]
+    keys = [metric.key(name) for metric, name in judge.asked]
+    beside = read_published(published, keys) if published else None
+    if lead is not None and lead not in keys:
+        raise UserError(f"the report cannot open with {lead!r}{suggest(lead, keys)}; it is not measured here")
+    ways = ways_of(loaded, teachers, solvers, grids, calls, processes)
+    tell_lonely(ways, teachers, say)
     shown = min(count, SHOWN if max(first.shape[1:]) <= LARGEST // 2 else SHOWN // 4)
     request = Request(count, seed, batch_size, list(judge.extractors.values()), judge.keep_vectors, judge.gaps, shown)
     bench = Bench(judge, request, teachers, folder, processes, progress or silent)
@@ -132,17 +139,14 @@ def compare(
         "image": image_facts(first),
         "fine": f"{FINE[0]}, {FINE[1]} calls, for the first {min(count, PAIRED)} images",
         "best": f"{BEST[0]}, {BEST[1]} calls: fixed in advance",
-        "metrics": led_by(lead, judge.about(count)),
+        "metrics": sorted(judge.about(count), key=lambda metric: metric["key"] != lead),
         "rows": rows,
         **bench.shows(featured(list(zip(ways, rows, strict=True)))),
-        "published": read_published(published, [metric.key(name) for metric, name in judge.asked])
-        if published
-        else None,
+        "published": beside,
         "provenance": provenance(command, loaded, judge),
     }
     if processes.first:
-        with atomic_file(folder / "results.json") as draft:
-            draft.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+        write_json(results, folder / "results.json")
         save_picture(results, folder)
         write_report(folder)
     processes.wait()
@@ -163,25 +167,54 @@ def load_models(
     teachers = [model for model in loaded if isinstance(model, Denoiser)]
     if not teachers:
         raise UserError("a comparison needs a teacher, whose solvers are the students' control; name it first")
+    if len(teachers[0].shape) != 3 or teachers[0].shape[0] not in (1, 3):
+        raise UserError(
+            f"{teachers[0].name!r} makes no pictures but {shape_text(teachers[0].shape)}; a comparison shows images of 1 or 3 channels"
+        )
     for model in loaded:
         other = model.denoiser if isinstance(model, Student) else model
         if other.shape != teachers[0].shape:
             raise UserError(
-                f"{other.name!r} makes images of {shape_text(other)}, {teachers[0].name!r} of {shape_text(teachers[0])}; "
+                f"{other.name!r} makes images of {shape_text(other.shape)}, {teachers[0].name!r} of {shape_text(teachers[0].shape)}; "
                 "compare models of one shape, since all get the same noise"
             )
     return loaded
 
 
-def led_by(lead: str | None, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    keys = [metric["key"] for metric in metrics]
-    if lead is not None and lead not in keys:
-        raise UserError(f"the report cannot open with {lead!r}{suggest(lead, keys)}; it is not measured here")
-    return sorted(metrics, key=lambda metric: metric["key"] != lead)
+def ways_of(
+    loaded: Sequence[Denoiser | Student],
+    teachers: Sequence[Denoiser],
+    solvers: Sequence[str],
+    grids: Sequence[str],
+    calls: Sequence[int],
+    processes: Processes,
+) -> list[Way]:
+    """Each row once, under a name of its own."""
+    ways = []
+    for teacher, name in zip(teachers, unique([teacher.name for teacher in teachers]), strict=True):
+        own = [*teacher_ways(teacher, solvers, grids, calls, processes), best_way(teacher)]
+        ways += [replace(way, name=name) for way in own] if len(teachers) > 1 else own
+    students = [model for model in loaded if isinstance(model, Student)]
+    for student, name in zip(students, unique([student.name for student in students]), strict=True):
+        ways.append(replace(student_way(student), name=name))
+    return ways
 
 
-def shape_text(model: Denoiser) -> str:
-    return "x".join(map(str, model.shape))
+def unique(names: Sequence[str]) -> list[str]:
+    """Equal names are numbered."""
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[:place].count(name) + 1})"
+        for place, name in enumerate(names)
+    ]
+
+
+def tell_lonely(ways: Sequence[Way], teachers: Sequence[Denoiser], tell: Tell) -> None:
+    known = {teacher.card.get("sha256") for teacher in teachers}
+    for way in ways:
+        if way.kind == "student" and way.owner not in known:
+            tell(f"the teacher of {way.name} is not among the models, so its distance to it is left out")
+        elif way.guidance != 1:
+            tell(f"{way.name} has guidance {way.guidance:g} folded in, which the solvers beside it have not")
 
 
 def title(teachers: Sequence[Denoiser], loaded: Sequence[object]) -> str:
@@ -194,7 +227,7 @@ def image_facts(teacher: Denoiser) -> dict[str, int]:
     """As the report's pictures hold them."""
     channels, height, width = teacher.shape
     scale = min(1.0, LARGEST / max(height, width))
-    return {"channels": channels, "height": round(height * scale), "width": round(width * scale)}
+    return {"channels": channels, "height": max(1, round(height * scale)), "width": max(1, round(width * scale))}
 
 
 class Bench:
@@ -210,42 +243,41 @@ class Bench:
         progress: Progress,
     ) -> None:
         self.judge, self.request, self.folder, self.processes = judge, request, folder, processes
-        self.progress, self.fine = progress, dict[tuple[str, float], Fine]()
-        self.teachers = {teacher.card.get("sha256", teacher.name): teacher for teacher in teachers}
+        self.progress, self.teachers, self.place = progress, teachers, [hardware(), versions()]
+        self.fine: dict[tuple[int, float], Fine] = {}
 
     def rows(self, ways: Sequence[Way]) -> list[dict[str, Any]]:
-        """As results.json holds them."""
-        todo = [way for way in ways if not self.known(way)]
+        """As results.json holds them. What is known already is decided by the first process, whose disk it is."""
+        known = self.processes.agree([self.known(way) for way in ways])
+        todo = [way for way, there in zip(ways, known, strict=True) if not there]
         fine = {id(found): found for way in todo if (found := self.fine_for(way))}
         calls = self.request.count * sum(way.calls for way in todo)
         meter = Meter(self.progress, self.processes, calls + sum(one.way.calls * one.count for one in fine.values()))
-        self.processes.wait()  # all have looked before anything is written
-        return [self.row(way, meter) for way in ways]
+        return [self.row(way, meter, known=there) for way, there in zip(ways, known, strict=True)]
 
     def kept(self, way: Way) -> Path:
         return self.folder / "cache" / f"{self.key(way)}.json"
 
     def known(self, way: Way) -> bool:
-        return self.kept(way).exists() and (self.folder / self.picture(way)).exists()
+        return way.repeatable and self.kept(way).exists() and (self.folder / self.picture(way)).exists()
 
     def picture(self, way: Way, what: str = "") -> str:
         return f"pictures/{self.key(way)}{what}.png"
 
-    def row(self, way: Way, meter: Meter) -> dict[str, Any]:
-        path = self.kept(way)
-        if self.known(way):
-            measured = json.loads(path.read_text())
+    def row(self, way: Way, meter: Meter, *, known: bool) -> dict[str, Any]:
+        if known:
+            measured = self.processes.agree(json.loads(self.kept(way).read_text()) if self.processes.first else {})
         else:
             measured = self.measure(way, meter)
             if self.processes.first:
-                with atomic_file(path) as draft:
-                    draft.write_text(json.dumps(measured, allow_nan=False) + "\n")
-            self.processes.wait()
+                write_json(measured, self.kept(way))
+        teacher = self.owner(way)
         return {
             "label": way.label,
             "series": way.series,
             "kind": way.kind,
             "model": way.model.name,
+            "teacher": teacher.name if teacher else None,
             "method": way.recipe.get("method"),
             "solver": way.plan.solver,
             "grid": way.grid,
@@ -255,23 +287,28 @@ class Bench:
         }
 
     def key(self, way: Way) -> str:
-        asked = [self.request.count, self.request.seed, self.request.shown, GROUPS, self.judge.identity()]
+        """Of all that a row holds, its latency included."""
+        asked = [self.request.count, self.request.seed, self.request.shown, GROUPS, self.judge.identity]
+        speed = [self.request.batch_size, self.processes.world, self.place, way.model.device.type, way.model.precision]
         fine = self.fine_for(way)
-        facts = [FORMAT, way.fingerprint, asked, fine.way.fingerprint if fine else None, str(way.model.device)]
+        facts = [FORMAT, way.fingerprint, asked, fine.way.fingerprint if fine else None, speed]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
     def fine_for(self, way: Way) -> Fine | None:
-        """Of the teacher that a way belongs to, with the guidance that a student has folded in."""
-        owner = way.recipe.get("teacher", way.model.card).get("sha256", way.model.name)
-        if not self.judge.paired or owner not in self.teachers:
+        """Of the teacher itself, or of a student's teacher with the guidance that the student has folded in."""
+        target = self.owner(way)
+        if target is None or not self.judge.paired:
             return None
-        if (owner, way.guidance) not in self.fine:
-            target = (
-                self.teachers[owner] if way.kind != "student" else self.teachers[owner].replace(guidance=way.guidance)
-            )
-            count = min(PAIRED, self.request.count)
-            self.fine[owner, way.guidance] = Fine(fine_way(target), self.request.seed, count, self.folder / "cache")
-        return self.fine[owner, way.guidance]
+        place = (id(target), way.guidance)
+        if place not in self.fine:
+            found = fine_way(target.replace(guidance=way.guidance) if way.kind == "student" else target)
+            self.fine[place] = Fine(found, self.request.seed, min(PAIRED, self.request.count), self.folder / "cache")
+        return self.fine[place]
+
+    def owner(self, way: Way) -> Denoiser | None:
+        if way.kind != "student":
+            return way.model
+        return next((one for one in self.teachers if one.card.get("sha256") == way.owner), None)
 
     def measure(self, way: Way, meter: Meter) -> dict[str, Any]:
         gathered = gather(way, self.request, self.fine_for(way), meter, self.processes)
@@ -291,10 +328,17 @@ class Bench:
         paths, trajectories = [], []
         for way, row in chosen if self.processes.first else ():
             if not get_solver(way.plan.solver).stochastic:
-                paths.append({"row": row["id"], **self.path(way)})
+                paths.append({"row": row["id"], **self.remembered(way, "-path", self.path)})
             if way.calls <= max(CALLS):
-                trajectories.append({"row": row["id"], **self.trajectory(way)})
+                trajectories.append({"row": row["id"], **self.remembered(way, "-steps", self.trajectory)})
         return {"interpolations": paths, "trajectories": trajectories}
+
+    def remembered(self, way: Way, what: str, draw: Callable[[Way], dict[str, Any]]) -> dict[str, Any]:
+        path = self.folder / "cache" / f"{self.key(way)}{what}.json"
+        if way.repeatable and path.exists() and (self.folder / self.picture(way, what)).exists():
+            return dict(json.loads(path.read_text()))
+        write_json(found := draw(way), path)
+        return found
 
     def path(self, way: Way) -> dict[str, Any]:
         """Images along the great circles between the noises of the first images; the class is the first one's."""
@@ -302,7 +346,12 @@ class Bench:
         frames = between("slerp", noises[:PAIRS], noises[PAIRS:], FRAMES)
         labels = chosen_labels(way.model, self.request.seed, range(PAIRS), None)
         repeated = None if labels is None else labels.repeat_interleave(FRAMES)
-        images = way.plan.solve(way.model, lambda: frames.flatten(0, 1), repeated)[-1].float().cpu()
+        parts = []
+        for part in torch.arange(PAIRS * FRAMES).split(min(FRAMES, self.request.batch_size)):
+            own = None if repeated is None else repeated[part]
+            noise = frames.flatten(0, 1)[part]
+            parts.append(way.plan.solve(way.model, partial(Tensor.clone, noise), own)[-1].float().cpu())
+        images = torch.cat(parts)
         picture = self.picture(way, "-path")
         save_png(picture_grid(small(images), FRAMES, 1, 0), self.folder / picture)
         found = evenness(images.unflatten(0, (PAIRS, FRAMES)))
@@ -314,16 +363,15 @@ class Bench:
         }
 
     def trajectory(self, way: Way) -> dict[str, Any]:
-        """The states as the network sees them, which is with a spread of about one at any level."""
-        count = min(FOLLOWED, self.request.count)
+        """The states with a spread of about one at any level, as x / sqrt(1 + sigma^2); at inf they are unit noise."""
+        count = min(FOLLOWED, self.request.count, self.request.batch_size)
         labels = chosen_labels(way.model, self.request.seed, range(count), None)
         noise = ImageNoise(self.request.seed, range(count), way.model.shape)
         states = way.plan.solve(way.model, noise, labels, trajectory=True)
         sigmas = way.plan.grid.sigmas
-        scales = way.model.process.scales(sigmas)[0]
         seen = [
-            state.float().cpu() * float(scale) if torch.isfinite(sigma) else state.float().cpu()
-            for state, scale, sigma in zip(states, scales, sigmas, strict=True)
+            state.float().cpu() / (math.sqrt(1 + float(sigma) ** 2) if torch.isfinite(sigma) else 1)
+            for state, sigma in zip(states, sigmas, strict=True)
         ]
         picture = self.picture(way, "-steps")
         columns = small(torch.stack(seen, 1).flatten(0, 1))
@@ -333,6 +381,13 @@ class Bench:
             "columns": len(seen),
             "sigmas": [float(sigma) if torch.isfinite(sigma) else None for sigma in sigmas],
         }
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Numbers that are none (a student's recipe may hold them) become null, as JSON has no NaN."""
+    text = json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=1)
+    with atomic_file(path) as draft:
+        draft.write_text(text + "\n")
 
 
 def save_sprite(gathered: Gathered, path: Path) -> None:
@@ -345,7 +400,7 @@ def small(images: Tensor) -> Tensor:
     images, largest = images.clamp(-1, 1), max(images.shape[-2:])
     if largest <= LARGEST:
         return images
-    size = [round(side * LARGEST / largest) for side in images.shape[-2:]]
+    size = [max(1, round(side * LARGEST / largest)) for side in images.shape[-2:]]
     return interpolate(images, size=size, mode="area")
 
 

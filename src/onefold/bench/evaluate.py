@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from onefold.bench.gathering import PAIRED, Fine, Gathered, Meter, Request, Share, gather, joined
 from onefold.bench.judging import Judge, make_judge
@@ -16,17 +17,19 @@ from onefold.bench.processes import Processes
 from onefold.bench.ways import BEST, Way, fine_way, student_way, way
 from onefold.data import ImageData, load_data, to_float
 from onefold.denoiser import Denoiser
+from onefold.devices import choose_device
 from onefold.errors import UserError
-from onefold.metrics.fidelity import by_step
+from onefold.metrics.fidelity import squared_errors
 from onefold.progress import Progress, Tell, silent
 from onefold.sampling import batches, chosen_labels
-from onefold.seeds import ImageNoise
+from onefold.seeds import ImageNoise, generator
 from onefold.student import Student, is_student, load_student
 from onefold.targets import fine_grid, rollout
 from onefold.teachers import bundled, load_teacher
 
-COUNT = 512  # images of a model
+COUNT, CALLS = 512, 10  # of a model
 FOLLOWED = 64  # images whose states are compared step by step
+TOGETHER = 16  # of them at a time, since all states are kept
 PARTS = 16  # the teacher's steps in one of the student's, for states that are exact enough to compare with
 
 
@@ -36,9 +39,9 @@ def evaluate(
     reference: str | Path | Sequence[str | Path] = (),
     metrics: Sequence[str] | None = None,
     teacher: str | Path | Denoiser | None = None,
-    solver: str = BEST[0],
-    calls: int = 10,
-    grid: str = "auto",
+    solver: str | None = None,
+    calls: int | None = None,
+    grid: str | None = None,
     count: int | None = None,
     seed: int = 0,
     extractor: str | None = None,
@@ -50,7 +53,8 @@ def evaluate(
     progress: Progress | None = None,
     tell: Tell | None = None,
 ) -> dict[str, Any]:
-    """A teacher (with `solver`, `calls` and `grid`), a student, or images (a folder, an .npz, as `load_data` reads them).
+    """A teacher (with `solver` (iPNDM-3), `calls` (10) and `grid`), a student, or images (a folder, an .npz, as `load_data`
+    reads them; a `count` of them is drawn by lot).
 
     The answer's `scores` have a value, its spread (standard error) and the floor that real images have, by metric.
     `teacher` is the one that a student is compared with; without it the one it names, where that is still there.
@@ -67,11 +71,27 @@ def evaluate(
         batch_size=batch_size,
         progress=progress,
     )
+    asked: dict[str, object] = {"solver": solver, "calls": calls, "grid": grid, "teacher": teacher}
     data = open_images(source)
     if data is not None:
-        return images_measured(data, min(count or len(data), len(data)), ask, bench) | {"source": str(source)}
-    chosen = chosen_way(source, solver, calls, grid, device, precision, say)
+        refuse(asked, f"{source} are images")
+        number = min(count or len(data), len(data))
+        place = str(choose_device(device)[0])
+        return images_measured(data, number, partial(ask, device=place), bench) | {"source": str(source)}
+    model = open_model(source, device, precision, say)
+    if isinstance(model, Student):
+        refuse({**asked, "teacher": None}, f"student {model.name} has its own solver and grid of {model.calls} calls")
+        chosen = student_way(model)
+    else:
+        refuse({"teacher": teacher}, f"{model.name} is a teacher")
+        chosen = way(model, solver or BEST[0], CALLS if calls is None else calls, grid or "auto")
     return way_measured(chosen, teacher_of(chosen, teacher, say), count or COUNT, ask, bench)
+
+
+def refuse(asked: Mapping[str, object], why: str) -> None:
+    given = [name for name, value in asked.items() if value is not None]
+    if given:
+        raise UserError(f"{why}; leave out {', '.join(given)}")
 
 
 @dataclass(frozen=True)
@@ -89,12 +109,18 @@ class Run:
 
 
 def images_measured(data: ImageData, count: int, ask: Callable[..., Judge], bench: Run) -> dict[str, Any]:
-    judge = ask(home=None, classes=data.labels is not None, paired=False, count=count)
+    judge = ask(home=None, shape=data.shape, classes=data.classes, paired=False, count=count)
     request, processes = bench.request(judge, count), bench.processes
     share, parts = Share(), list(batches(0, count, bench.batch_size))[processes.rank :: processes.world]
+    # by lot: folders are often sorted by class; but texts belong to images by their place
+    order = (
+        torch.arange(len(data))
+        if judge.texts is not None
+        else torch.randperm(len(data), generator=generator(bench.seed))
+    )
     bench.progress(0, len(parts), begin=True)
     for done, indices in enumerate(parts, start=1):
-        images, labels = data.fetch(list(indices))
+        images, labels = data.fetch(order[list(indices)])
         share.add(request, indices, to_float(images), labels, None)
         bench.progress(done, len(parts))
     return answer(judge, joined(processes.everyone(share)), count)
@@ -106,7 +132,8 @@ def way_measured(
     model = chosen.model
     judge = ask(
         home=(teacher or model).home,
-        classes=bool(model.classes),
+        shape=model.shape,
+        classes=model.classes,
         paired=teacher is not None,
         count=count,
         device=str(model.device),
@@ -120,52 +147,47 @@ def way_measured(
     facts = {"source": model.name, "how": chosen.label, "seed": bench.seed, "nfe": gathered.nfe}
     facts |= {"seconds_per_image": gathered.seconds_per_image, "cost": chosen.cost}
     if chosen.kind == "student" and teacher is not None:
-        facts["steps"] = steps(chosen, teacher, bench.seed, min(FOLLOWED, count))
+        facts["steps"] = steps(
+            chosen, teacher, bench.seed, batches(0, min(FOLLOWED, count), min(TOGETHER, bench.batch_size))
+        )
     return answer(judge, gathered, count) | facts
 
 
 def open_images(source: str | Path | Denoiser | Student) -> ImageData | None:
-    """None for a model: bundled, or a folder that holds one."""
+    """None for a model: bundled, or a folder that holds one; and for a name that is nothing, which is told as a model's."""
     if isinstance(source, (Denoiser, Student)) or str(source) in bundled() or is_student(source):
         return None
     folder = Path(source).expanduser()
     if any((folder / inside).exists() for inside in ("unet", "teacher", "onefold.json", "model_index.json")):
         return None
-    return load_data(str(source))
+    plain = str(source).isidentifier() and str(source) != "digits"
+    return None if plain and not folder.exists() else load_data(str(source))
 
 
-def chosen_way(
-    source: str | Path | Denoiser | Student,
-    solver: str,
-    calls: int,
-    grid: str,
-    device: str,
-    precision: str,
-    tell: Tell,
-) -> Way:
-    if not isinstance(source, (Denoiser, Student)):
-        load = load_student if is_student(source) else load_teacher
-        source = load(source, device=device, precision=precision, tell=tell)
-    return student_way(source) if isinstance(source, Student) else way(source, solver, calls, grid)
+def open_model(source: str | Path | Denoiser | Student, device: str, precision: str, tell: Tell) -> Denoiser | Student:
+    if isinstance(source, (Denoiser, Student)):
+        return source
+    load = load_student if is_student(source) else load_teacher
+    return load(source, device=device, precision=precision, tell=tell)
 
 
 def teacher_of(chosen: Way, given: str | Path | Denoiser | None, tell: Tell) -> Denoiser | None:
     """Whose fine solution the images are compared with: a teacher's own, or the student's teacher's."""
     if chosen.kind != "student":
         return chosen.model
-    named = chosen.recipe.get("teacher", {})
-    if given is None and str(named.get("name")) not in bundled() and not Path(str(named.get("name"))).is_dir():
-        tell(
-            f"its teacher {named.get('name')!r} is not here, so the distance to it is left out; name it with --teacher"
-        )
-        return None
-    source = given if given is not None else str(named["name"])
-    model = source if isinstance(source, Denoiser) else load_teacher(source, device=str(chosen.model.device))
-    if model.card.get("sha256") != named.get("sha256"):
+    name = str(chosen.recipe.get("teacher", {}).get("name"))
+    place = str(chosen.recipe.get("settings", {}).get("teacher", name))  # as the student's command named it
+    here = next((one for one in (place, name) if one in bundled() or Path(one).expanduser().is_dir()), None)
+    source = here if given is None else given
+    model = load_teacher(source, device=str(chosen.model.device)) if isinstance(source, (str, Path)) else source
+    if model is not None and model.card.get("sha256") == chosen.owner:
+        return model.replace(guidance=chosen.guidance)
+    if given is not None and model is not None:
         raise UserError(
             f"{chosen.model.name!r} was distilled from other weights than those of {model.name!r}; name its own teacher"
         )
-    return model.replace(guidance=chosen.guidance)
+    tell(f"its teacher {place!r} is not here, so the distance to it is left out; name it with --teacher")
+    return None
 
 
 def answer(judge: Judge, gathered: Gathered, count: int) -> dict[str, Any]:
@@ -181,14 +203,21 @@ def answer(judge: Judge, gathered: Gathered, count: int) -> dict[str, Any]:
     return {"scores": scores, "count": count}
 
 
-@torch.inference_mode()
-def steps(chosen: Way, teacher: Denoiser, seed: int, count: int) -> list[dict[str, float]]:
+def steps(chosen: Way, teacher: Denoiser, seed: int, parts: Iterator[range]) -> list[dict[str, float]]:
     """How far the student is from its teacher's path at each of its levels, both from the same noise."""
     grid = chosen.plan.grid
-    labels = chosen_labels(chosen.model, seed, range(count), None)
-    states = chosen.plan.solve(chosen.model, ImageNoise(seed, range(count), teacher.shape), labels, trajectory=True)
-    noise = ImageNoise(seed, range(count), teacher.shape)().to(teacher.device)
+    errors = [squared_errors_by_step(chosen, teacher.replace(precision="fp32"), seed, indices) for indices in parts]
+    whole = torch.cat(errors, dim=1).mean(1).sqrt().tolist()
+    return [{"sigma": sigma, "rmse": value} for sigma, value in zip(grid.sigmas.tolist()[1:], whole, strict=True)]
+
+
+@torch.inference_mode()
+def squared_errors_by_step(chosen: Way, teacher: Denoiser, seed: int, indices: range) -> Tensor:
+    """(steps, images)"""
+    grid = chosen.plan.grid
+    labels = chosen_labels(chosen.model, seed, indices, None)
+    states = chosen.plan.solve(chosen.model, ImageNoise(seed, indices, teacher.shape), labels, trajectory=True)
     cond = {} if labels is None else {"labels": labels.to(teacher.device)}
-    start = grid.start_state(teacher.process, noise)
+    start = grid.start_state(teacher.process, ImageNoise(seed, indices, teacher.shape)().to(teacher.device))
     fine = rollout(teacher, start, fine_grid(teacher, grid, PARTS), PARTS, solver="dpmpp3m_exact", cond=cond)
-    return by_step(states, fine, grid.sigmas.tolist())
+    return torch.stack([squared_errors(state, true) for state, true in zip(states[1:], fine[1:], strict=True)])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from onefold.bench.processes import Processes
 from onefold.bench.ways import Way
+from onefold.errors import UserError
 from onefold.files import atomic_file
 from onefold.metrics.extractors import Extractor
 from onefold.metrics.fidelity import feature_errors, squared_errors
@@ -117,7 +118,8 @@ def gather(way: Way, request: Request, fine: Fine | None, meter: Meter, processe
         labels = chosen_labels(way.model, request.seed, indices, None)
         begin, before = time.perf_counter(), way.model.calls
         images = draw(way, request.seed, indices, labels)
-        seconds.append((time.perf_counter() - begin) / len(indices))
+        if len(indices) == request.batch_size or not seconds:
+            seconds.append((time.perf_counter() - begin) / len(indices))
         calls += way.model.calls - before
         share.add(request, indices, images, labels, fine.at(indices, meter) if fine else None)
         meter.add(way.calls * len(indices), way.label)
@@ -150,7 +152,7 @@ class Fine:
 
     def __init__(self, way: Way, seed: int, count: int, folder: Path | None) -> None:
         self.way, self.seed, self.count = way, seed, count
-        self.folder = folder / f"fine-{way.fingerprint[:16]}-{seed}" if folder else None
+        self.folder = folder / f"fine-{way.fingerprint[:16]}-{seed}" if folder and way.repeatable else None
         self.drawn: dict[range, Tensor] = {}
 
     def at(self, indices: range, meter: Meter) -> Tensor | None:
@@ -168,6 +170,11 @@ class Fine:
             return torch.from_numpy(np.load(path, allow_pickle=False))
         labels = chosen_labels(self.way.model, self.seed, indices, None)
         images = draw(self.way, self.seed, indices, labels)
+        if not bool(images.isfinite().all()):
+            raise UserError(
+                f"the fine solution of {self.way.model.name!r} ({self.way.label}) is NaN, so no distance to it says anything; "
+                "look at the teacher with `onefold inspect`, or leave rmse, median and psnr out of the metrics"
+            )
         if path:
             with atomic_file(path) as draft, draft.open("wb") as file:
                 np.save(file, images.numpy())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch import Tensor
 from onefold.bench.gathering import Gathered
 from onefold.errors import UserError
 from onefold.metrics.extractors import Extractor, find_extractor
-from onefold.metrics.references import NAME, is_statistics, load_reference
+from onefold.metrics.references import NAME, load_reference, maker_of, shape_text
 from onefold.metrics.scores import METRICS, USUAL, Evidence, Metric, Need, Score, asked_metrics, title_of
-from onefold.metrics.statistics import Statistics, load_statistics
+from onefold.metrics.statistics import Statistics
 from onefold.progress import Progress
 
 TAKES_WEIGHTS = ("inception", "clip", "dinov2")
@@ -24,7 +25,7 @@ REMEDY: dict[Need, str] = {
     "reference": "give --reference with statistics (.npz) or images",
     "real": "give --reference with images, or statistics that carry features",
     "logits": "use an extractor that classifies",
-    "labels": "use a model with classes",
+    "labels": "use a model with classes, and an extractor that knows the same number of them",
     "texts": "give --prompts with one text a line for each image, and --extractor clip with --weights",
     "fine": "measure a model, or a student of the teacher that stands beside it",
     "gaps": "measure a model, with an extractor",
@@ -89,10 +90,11 @@ class Judge:
         found = metric.floor(reference, count) if reference and metric.extracted else None
         return asdict(found) if found else None
 
+    @cached_property
     def identity(self) -> list[Any]:
         """What decides a score beside the images."""
         return [
-            [metric.key(name) for metric, name in self.asked],
+            sorted(metric.key(name) for metric, name in self.asked),
             {name: extractor.identity for name, extractor in self.extractors.items()},
             {name: digest(statistics) for name, statistics in self.references.items()},
         ]
@@ -103,7 +105,8 @@ def make_judge(
     references: Sequence[str | Path],
     *,
     home: Path | None,
-    classes: bool,
+    shape: Sequence[int],
+    classes: int | None,
     paired: bool,
     count: int,
     extractor: str | None = None,
@@ -117,17 +120,13 @@ def make_judge(
     measured with what there is."""
     sources = list(references) or ([home / NAME] if home and (home / NAME).is_file() else [])
     asked = with_extractors(metrics, extractor or next(filter(None, map(maker_of, sources)), None))
-    names = dict.fromkeys(name for _, name in asked if name)
-    # bundled ones bring their own, so among several the weights are another's
-    extractors = {
-        name: find_extractor(name, weights=weights if name in TAKES_WEIGHTS or len(names) == 1 else None, device=device)
-        for name in names
-    }
-    found = {
-        name: load_reference(source, one, batch_size=batch_size, progress=progress)
-        for name, one in extractors.items()
-        if (source := source_for(name, sources))
-    }
+    extractors = find_extractors([name for _, name in asked if name], weights, shape, device)
+    asked = [(metric, extractors[name].name if name else "") for metric, name in asked]
+    extractors = {one.name: one for one in extractors.values()}
+    chosen = {name: source for name in extractors if (source := source_for(name, sources))}
+    refuse_unused([source for source in references if source not in chosen.values()], extractors)
+    how: dict[str, Any] = {"shape": shape, "batch_size": batch_size, "progress": progress}
+    found = {name: load_reference(source, extractors[name], **how) for name, source in chosen.items()}
     texts = read_texts(prompts, count, weights, device) if prompts else None
     kept = []
     for metric, name in asked:
@@ -135,8 +134,9 @@ def make_judge(
         have: dict[Need, object] = {
             "reference": reference,
             "real": reference.features if reference else None,
-            "logits": (one and (one.classes or ":" in one.name)) or None,  # a user's function may classify
-            "labels": classes or None,
+            # a user's function may classify without saying so, and is believed where it is asked for
+            "logits": (one and (one.classes or (":" in one.name and metrics is not None))) or None,
+            "labels": (one and classes and (one.classes is None or one.classes == classes)) or None,
             "texts": texts,
             "fine": paired or None,
             "gaps": (paired and one) or None,
@@ -155,6 +155,36 @@ def make_judge(
         {name: one for name, one in found.items() if name in used},
         texts,
     )
+
+
+def find_extractors(
+    names: Sequence[str], weights: Path | None, shape: Sequence[int], device: str
+) -> dict[str, Extractor]:
+    """By the names they were asked by; other weights than Inception's own give another name."""
+    wanted = list(dict.fromkeys(names))
+    found = {}
+    for name in wanted:
+        # bundled ones bring their own, so among several the weights are another's
+        given = weights if name in TAKES_WEIGHTS or len(wanted) == 1 else None
+        one = find_extractor(name, weights=given, device=device)
+        if one.shape is not None and tuple(one.shape) != tuple(shape):
+            raise UserError(
+                f"extractor {name!r} takes images of {shape_text(one.shape)}, these are of {shape_text(shape)}; choose another"
+            )
+        found[name] = one
+    return found
+
+
+def refuse_unused(unused: Sequence[str | Path], extractors: Mapping[str, Extractor]) -> None:
+    """A reference that is given counts, or is refused."""
+    for source in unused:
+        maker = maker_of(source)
+        if not extractors:
+            raise UserError(f"nothing says through which network to look at {source}; name an --extractor")
+        raise UserError(
+            f"--reference {source} {f'holds statistics of {maker!r}' if maker else 'comes'} beside others, and nothing is measured "
+            f"against it with {', '.join(extractors)}; leave it out, or name its metrics, such as fd[{maker or 'extractor'}]"
+        )
 
 
 def read_texts(prompts: Path, count: int, weights: Path | None, device: str) -> Tensor:
@@ -176,9 +206,8 @@ def with_extractors(metrics: Sequence[str] | None, usual: str | None) -> list[tu
     for metric, name in asked:
         if metrics is not None and metric.extracted and not name:
             raise UserError(f"metric {metric.name!r} needs an extractor; {REMEDY['reference']}, or name an --extractor")
-    return [
-        (metric, (name or "") if metric.extracted else "") for metric, name in asked if name or not metric.extracted
-    ]
+    named = [(metric, (name or "") if metric.extracted else "") for metric, name in asked]
+    return list(dict.fromkeys((metric, name) for metric, name in named if name or not metric.extracted))
 
 
 def obstacle(metric: Metric, name: str, have: Mapping[Need, object], count: int) -> str | None:
@@ -194,11 +223,6 @@ def obstacle(metric: Metric, name: str, have: Mapping[Need, object], count: int)
 def digest(reference: Statistics) -> str:
     parts = [reference.mean, reference.covariance, *([] if reference.features is None else [reference.features])]
     return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
-
-
-def maker_of(source: str | Path) -> str:
-    """The extractor whose statistics a file holds; "" for images and files that do not say."""
-    return load_statistics(Path(source).expanduser()).extractor if is_statistics(source) else ""
 
 
 def source_for(name: str, sources: Sequence[str | Path]) -> str | Path | None:

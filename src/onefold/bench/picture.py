@@ -19,7 +19,10 @@ NAME = "comparison.png"
 
 
 def save_picture(results: Mapping[str, Any], folder: Path) -> Path:
-    rows = [(caption(row, results), images(folder / row["picture"], results["image"])) for row in shown(results)]
+    count = min(COLUMNS, results["shown"])
+    rows = [
+        (caption(row, results), images(folder / row["picture"], results["image"])[:count]) for row in shown(results)
+    ]
     title = f"{results['title']}: the same noise in each column"
     return save_png(labelled_rows(rows, title=title), folder / NAME)
 
@@ -33,8 +36,10 @@ def shown(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     calls = dict.fromkeys(row["calls"] for row in students) or sorted({row["calls"] for row in solvers}, reverse=True)
     chosen = [row for row in rows if row["kind"] == "best"]
     for count in calls:
-        chosen += [row for row in students if row["calls"] == count]
-        chosen += sorted((row for row in solvers if row["calls"] == count), key=lambda row: rank(row, metric))[:1]
+        own = [row for row in students if row["calls"] == count]
+        whose = {row["teacher"] for row in own} or {row["teacher"] for row in solvers}
+        same = [row for row in solvers if row["calls"] == count and row["teacher"] in whose]
+        chosen += own + sorted(same, key=lambda row: rank(row, metric))[:1]
     plain = [row for row in solvers if row["solver"] == "euler" and row["calls"] in calls and row not in chosen]
     return chosen + sorted(plain, key=lambda row: rank(row, metric))[-1:]
 
@@ -57,10 +62,10 @@ def caption(row: Mapping[str, Any], results: Mapping[str, Any]) -> str:
 
 
 def images(path: Path, image: Mapping[str, int]) -> Tensor:
-    """The first of a row's picture, in [-1, 1]."""
+    """The tiles of a row's picture, in [-1, 1]; the last of them may be empty."""
     with Image.open(path) as picture:
         pixels = torch.from_numpy(np.asarray(picture).copy())
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     height, width = image["height"], image["width"]
     tiles = pixels.unfold(0, height, height).unfold(1, width, width).flatten(0, 1)
-    return to_float(tiles[:COLUMNS])
+    return to_float(tiles)

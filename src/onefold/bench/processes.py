@@ -33,6 +33,10 @@ class Processes:
 
         return list(gather_object([part]))
 
+    def agree(self, value: Part) -> Part:
+        """The first one's, in every process: what each found out by itself may differ in the last bit, or by its disk."""
+        return self.everyone(value)[0]
+
     def wait(self) -> None:
         if self.world > 1:
             from accelerate.utils import wait_for_everyone

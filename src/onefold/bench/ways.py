@@ -11,6 +11,9 @@ from functools import cached_property
 from itertools import product
 from typing import Any, Literal
 
+from torch import nn
+
+from onefold.bench.processes import Processes
 from onefold.data import fingerprint_of
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
@@ -41,20 +44,26 @@ class Way:
     calls: int  # as asked for
     grid: str  # its name
     recipe: Mapping[str, Any] = field(default_factory=dict)  # a student's
-    among: bool = False  # several teachers, so rows say whose they are
+    name: str = ""  # of a student, or of the teacher where there are several
 
     @property
     def series(self) -> str:
         """What differs in the number of calls alone."""
         if self.kind == "student":
-            return f"{self.recipe.get('method', 'student')}: {self.model.name}"
-        whose = f"{self.model.name}: " if self.among else ""
+            return f"{self.recipe.get('method', 'student')}: {self.name or self.model.name}"
+        whose = f"{self.name}: " if self.name else ""
         return f"{whose}{self.plan.solver} on {self.grid}" + (" (best)" if self.kind == "best" else "")
 
     @property
     def label(self) -> str:
-        who = f"student {self.model.name}" if self.kind == "student" else self.series
+        who = f"student {self.name or self.model.name}" if self.kind == "student" else self.series
         return f"{who}, {self.calls} call{'s' * (self.calls != 1)}"
+
+    @property
+    def owner(self) -> str | None:
+        """The hash of a student's teacher."""
+        found: str | None = self.recipe.get("teacher", {}).get("sha256")
+        return found
 
     @property
     def guidance(self) -> float:
@@ -68,6 +77,11 @@ class Way:
         if not {"seconds", "images", "calls"} <= spent.keys():
             return None
         return {"seconds": spent["seconds"], "images": spent["images"], "calls": sum(spent["calls"].values())}
+
+    @property
+    def repeatable(self) -> bool:
+        """Its weights can be hashed; a plain function's inside cannot, so nothing is kept of it."""
+        return isinstance(self.model.network, nn.Module)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -85,16 +99,24 @@ class Way:
 
 
 def teacher_ways(
-    teacher: Denoiser, solvers: Sequence[str] = SOLVERS, grids: Sequence[str] = GRIDS, calls: Sequence[int] = CALLS
+    teacher: Denoiser,
+    solvers: Sequence[str] = SOLVERS,
+    grids: Sequence[str] = GRIDS,
+    calls: Sequence[int] = CALLS,
+    processes: Processes | None = None,
 ) -> list[Way]:
-    """Every solver on every grid at every number of calls. A tuned grid's jumps are measured once for all of them."""
+    """Every solver on every grid at every number of calls, once. A tuned grid's jumps are measured once for all."""
+    if not (solvers and grids and calls):
+        raise UserError(
+            "a comparison needs at least one of each: solvers, grids and calls; name some, or leave them out"
+        )
     names = dict.fromkeys(usual_schedule(teacher.process) if grid == "auto" else grid for grid in grids)
     jumps = measure_jumps(teacher, fine_levels(teacher, max(TUNED_FROM, *calls), "zero")) if TUNED in names else None
+    if jumps and processes:
+        jumps = processes.agree(jumps)
     weights = fingerprint_of(teacher)
-    return [
-        way(teacher, solver, count, name, "solver", weights, jumps)
-        for solver, name, count in product(solvers, names, calls)
-    ]
+    wanted = product(dict.fromkeys(solvers), names, dict.fromkeys(calls))
+    return [way(teacher, solver, count, name, "solver", weights, jumps) for solver, name, count in wanted]
 
 
 def way(
@@ -124,8 +146,9 @@ def best_way(teacher: Denoiser) -> Way:
 
 
 def fine_way(teacher: Denoiser) -> Way:
+    """Always in float32: rounding is no part of the truth."""
     solver, calls = FINE
-    return way(teacher, solver, calls)
+    return way(teacher.replace(precision="fp32"), solver, calls)
 
 
 def student_way(student: Student) -> Way:

@@ -6,9 +6,7 @@ No reference but the teacher is needed, and no data: what a fast sampler should 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 PEAK = 2.0  # between the darkest and the brightest pixel, images being in [-1, 1]
@@ -27,8 +25,8 @@ def typical(errors: Tensor) -> tuple[float, float | None]:
 
 
 def squared_errors(images: Tensor, reference: Tensor) -> Tensor:
-    """Of each image: the mean square over its pixels, float64."""
-    return (images.double() - reference.double()).square().flatten(1).mean(1)
+    """Of each image: the mean square over its pixels, float64 on the CPU (some devices have none)."""
+    return (images.cpu().double() - reference.cpu().double()).square().flatten(1).mean(1)
 
 
 def rmse(errors: Tensor) -> tuple[float, float | None]:
@@ -55,12 +53,3 @@ def standard_error(values: Tensor) -> float:
 def feature_errors(vectors: Tensor, reference: Tensor) -> Tensor:
     """Of each image: the squared length of the difference of its features, float64."""
     return (vectors.double() - reference.double()).square().sum(1)
-
-
-def by_step(states: Sequence[Tensor], fine: Sequence[Tensor], sigmas: Sequence[float]) -> list[dict[str, float]]:
-    """At each level after the start: how far the states are from the fine solution's, in pixels (noise falls out, as
-    both come from the same)."""
-    return [
-        {"sigma": float(sigma), "rmse": float(torch.sqrt(squared_errors(state, true).mean()))}
-        for state, true, sigma in zip(states[1:], fine[1:], sigmas[1:], strict=True)
-    ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,18 @@ from onefold.version import versions
 
 NAME = "reference.npz"  # inside a teacher's folder
 HELD_OUT = 10_000  # images at most that are kept for floors and neighbours
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def maker_of(source: str | Path) -> str:
+    """The extractor whose statistics a file holds; "" for images and files that do not say."""
+    if not is_statistics(source):
+        return ""
+    with np.load(Path(source).expanduser(), allow_pickle=False) as file:
+        return str(file["extractor"]) if "extractor" in file.files else ""
 
 
 def is_statistics(source: str | Path) -> bool:
@@ -33,13 +46,20 @@ def load_reference(
     source: str | Path,
     extractor: Extractor,
     *,
+    shape: Sequence[int] | None = None,
     held_out: int | None = None,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> Statistics:
-    """From a file of statistics made with this extractor, or from images (see `make_reference`)."""
+    """From a file of statistics made with this extractor, or from images (see `make_reference`), which have the shape of
+    those they are for, if that is given: scaled ones are other images."""
     if not is_statistics(source):
-        return make_reference(load_data(str(source)), extractor, held_out, batch_size, progress)
+        data = load_data(str(source))
+        if shape is not None and tuple(data.shape) != tuple(shape):
+            raise UserError(
+                f"{source} has images of {shape_text(data.shape)}, what is measured makes {shape_text(shape)}; scale the reference first"
+            )
+        return make_reference(data, extractor, held_out, batch_size, progress)
     found = load_statistics(Path(source).expanduser())
     check_maker(found, extractor, str(source))
     return found
@@ -50,7 +70,7 @@ def check_maker(found: Statistics, extractor: Extractor, source: str) -> None:
         raise UserError(
             f"{source} holds statistics of {found.extractor!r}, not of {extractor.name!r}; use --extractor {found.extractor}, or other statistics"
         )
-    maker = found.provenance.get("extractor_identity")
+    maker = found.provenance.get("identity")
     if maker and maker != extractor.identity:
         raise UserError(
             f"{source} was made with other weights of {extractor.name!r} than are used now; make the statistics again"
@@ -85,7 +105,7 @@ def make_reference(
         "data": dict(data.description),
         "images": len(data) - kept,
         "held_out": kept,
-        "extractor_identity": extractor.identity,
+        "identity": extractor.identity,
         "versions": versions(),
     }
     return moments.statistics(extractor.name, provenance, torch.cat(features) if features else None)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial, reduce
-from statistics import fmean
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from statistics import fmean, stdev
 from typing import Literal
 
 import torch
@@ -23,6 +23,7 @@ from onefold.metrics.neighbours import Neighbours, neighbours
 from onefold.metrics.statistics import Moments, Statistics
 
 Need = Literal["reference", "real", "logits", "labels", "texts", "fine", "gaps"]
+SPLITS = 10  # of a class score
 SUBSET = 1000  # images of a kernel distance's subset, at most
 
 
@@ -134,34 +135,50 @@ def frechet_floor(reference: Statistics, count: int) -> Floor:
 
 
 def kernel_score(seen: Evidence) -> Score:
+    """Its estimate has no bias at any number of images, so groups of them say how far one set's lies from another's."""
     made, real = seen.both
-    size = min(SUBSET, len(real), len(made) * 9 // 10)
-    compute = partial(kernel_distance, real=real, subset_size=size, subsets=20)
-    (spread,) = without_each_group(lambda kept: [compute(made[kept]).mean], len(made))
-    return Score(kernel_distance(made, real, subset_size=size).mean, spread)
+    value = kernel_distance(made, real, subset_size=min(SUBSET, len(real), len(made))).mean
+    groups = [made[first::10] for first in range(10)]
+    size = min(len(groups[-1]), len(real))
+    each = [kernel_distance(one, real, subset_size=size, subsets=1, seed=k).mean for k, one in enumerate(groups)]
+    return Score(value, stdev(each) / math.sqrt(len(each)))
+
+
+def kernel_floor(reference: Statistics, count: int) -> Floor | None:
+    return real_against_real(
+        lambda made, real: kernel_distance(made, real, subset_size=min(SUBSET, len(made), len(real)), subsets=20).mean,
+        reference,
+        count,
+    )
 
 
 def neighbour_score(name: str) -> Callable[[Evidence], Score]:
     return lambda seen: seen.among_neighbours[name]
 
 
-def real_against_real(measure: Callable[[Evidence], Score]) -> Callable[[Statistics, int], Floor | None]:
+def neighbour_floor(name: str) -> Callable[[Statistics, int], Floor | None]:
+    def compute(made: Tensor, real: Tensor) -> float:
+        return float(getattr(neighbours(made, real[: len(made)]), name))
+
+    return lambda reference, count: real_against_real(compute, reference, count)
+
+
+def real_against_real(
+    compute: Callable[[Tensor, Tensor], float], reference: Statistics, count: int, draws: int = 5
+) -> Floor | None:
     """The floor of a metric that looks at features: some real images in the place of the generated, others as real."""
-
-    def compute(reference: Statistics, count: int, draws: int = 5) -> Floor | None:
-        features = reference.features
-        if features is None or len(features) < 40:
-            return None
-        taken = min(count, len(features) // 2)
-        values = []
-        for draw in range(draws):
-            order = torch.randperm(len(features), generator=seeds.generator(draw))
-            rest = replace(reference, features=features[order[taken:]])
-            values.append(measure(Evidence(vectors=features[order[:taken]], reference=rest)).value)
-        about = f"{draws} draws of {taken:,} real images against others"
-        return Floor(fmean(values), min(values), max(values), about)
-
-    return compute
+    features = reference.features
+    if features is None or len(features) < 40:
+        return None
+    taken = min(count, len(features) // 2)
+    values = []
+    for draw in range(draws):
+        order = torch.randperm(len(features), generator=seeds.generator(draw))
+        values.append(compute(features[order[:taken]], features[order[taken:]]))
+    about = f"{draws} draws of {taken:,} real images against others" + (
+        ", as there are no more" if taken < count else ""
+    )
+    return Floor(fmean(values), min(values), max(values), about)
 
 
 def accuracy_score(seen: Evidence) -> Score:
@@ -173,7 +190,8 @@ def accuracy_score(seen: Evidence) -> Score:
 
 def inception_style_score(seen: Evidence) -> Score:
     assert seen.logits is not None
-    return Score(*class_score(seen.logits))
+    mean, deviation = class_score(seen.logits, splits=SPLITS)
+    return Score(mean, deviation / math.sqrt(SPLITS - 1))  # of the splits' mean
 
 
 def text_score(seen: Evidence) -> Score:
@@ -218,7 +236,7 @@ metric(
     needs=("real",),
     vectors=True,
     score=kernel_score,
-    floor=real_against_real(kernel_score),
+    floor=kernel_floor,
 )
 for name, about in {
     "precision": "share of generated images that lie among the real ones",
@@ -234,7 +252,7 @@ for name, about in {
         needs=("real",),
         vectors=True,
         score=neighbour_score(name),
-        floor=real_against_real(neighbour_score(name)),
+        floor=neighbour_floor(name),
     )
 metric(
     "accuracy",

@@ -177,7 +177,7 @@ function references({ left, right, top, bottom }, y) {
 /** What training bought: from the best solver with a student's calls to the student. */
 function gains(chart, points, y) {
   return points.filter((point) => chart.free && point.x !== null).flatMap(({ px, py, row, line }) => {
-    const solver = bestSolver(row.calls);
+    const solver = bestSolver(row.calls, row.teacher);
     const from = solver ? y.place(scoreOf(solver).value) : py;
     const path = `M${px - 5},${from}h10M${px},${from}V${py}`;
     return el("path", { class: `gain ${line.hue}`, d: path, "data-line": line.key });

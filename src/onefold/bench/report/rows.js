@@ -96,7 +96,9 @@ function nearest(rows, calls) {
   return rows.reduce((best, row) => (distance(row) < distance(best) ? row : best));
 }
 
-const bestSolver = (calls) => bestOf(ofKind("solver").filter((row) => row.calls === calls));
+/** Of a teacher's solvers, where it is said whose they are: a student's control is its own teacher. */
+const bestSolver = (calls, teacher) =>
+  bestOf(ofKind("solver").filter((row) => row.calls === calls && (!teacher || (row.teacher ?? teacher) === teacher)));
 
 /** Rows of one series are one line; its colour, marker and dash together are its own. */
 function makeLine(kind, name, index, content) {
@@ -153,7 +155,7 @@ function summary() {
 
 function leading(first, value) {
   if (first.kind === "solver") return [`the best solver, ${first.series}, is at `, value(first)];
-  const solver = bestSolver(first.calls);
+  const solver = bestSolver(first.calls, first.teacher);
   const control = solver ? [`, the best solver (${solver.series}) at `, value(solver)] : [];
   return [`the student ${first.model} is at `, value(first), ...control];
 }

@@ -173,7 +173,7 @@ function start() {
   const made = `Made ${data.made.slice(0, 10)} in ${duration(data.seconds)}.`;
   find("facts").textContent = `${data.count} images a row from the same noise, seed ${data.seed}. ${made}`;
   makeCloser();
-  panels.push(new Panel("A", first), new Panel("B", ofKind("best")[0] ?? bestSolver(first.calls) ?? first));
+  panels.push(new Panel("A", first), new Panel("B", ofKind("best")[0] ?? bestSolver(first.calls, first.teacher) ?? first));
   fitPanels();
   chooseNoise(0);
   chooseMetric(data.metrics[0]);
