@@ -175,7 +175,7 @@ BROKEN: dict[str, tuple[Denoiser, str, str]] = {
         "start",
         "whole schedule, .* zero terminal SNR",
     ),
-    "classes ignored": (network(ignored="labels"), "classes", r"hardly change with the class \(0\.0%\)"),
+    "classes ignored": (network(ignored="labels"), "conditions", r"hardly change with the class \(0\.0%\)"),
     "NaN in bf16": (network(output=nan_in_low_precision), "low precision", "in bf16 it gives NaN .* --precision fp32"),
     "coarse in bf16": (network(output=coarse_in_low_precision), "low precision", r"changes its samples by 0\."),
     "NaN": (

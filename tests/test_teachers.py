@@ -19,7 +19,8 @@ from onefold.sampling import sample
 from onefold.seeds import ImageNoise
 from onefold.solvers import SOLVERS
 from onefold.teachers import bundled, load_teacher
-from onefold.teachers.native import CARD, WEIGHTS, Noising, save_teacher
+from onefold.teachers.native import WEIGHTS, Noising, save_teacher
+from onefold.teachers.parts import CARD
 
 
 def tiny(folder: Path, noising: Noising, classes: int | None = None) -> Denoiser:

@@ -731,8 +731,11 @@ def fingerprint_of(teacher: Denoiser) -> str:
     digest = hashlib.sha256()
     parts: dict[str, Any] = {**vars(teacher), "calls": None, "name": None, "process": type(teacher.process).__name__}
     parts |= {f"process.{key}": value for key, value in vars(teacher.process).items()}
+    parts["prompts"] = teacher.prompts.fingerprint if teacher.prompts else None
     if isinstance(teacher.network, nn.Module):
         parts |= teacher.network.state_dict(prefix="network.")
+    if teacher.codec is not None:
+        parts |= teacher.codec.module.state_dict(prefix="codec.")
     for key, value in sorted(parts.items()):
         if isinstance(value, Tensor):
             data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

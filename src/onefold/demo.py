@@ -14,10 +14,10 @@ from onefold.bench.compare import Comparison, compare
 from onefold.denoiser import Denoiser
 from onefold.distilling import distill
 from onefold.export import FACTS
+from onefold.files import read_json
 from onefold.methods.base import CONTROL
 from onefold.progress import Progress, Tell, silent
 from onefold.student import Student
-from onefold.teachers.native import read_json
 from onefold.training.loop import ignore
 
 Watch = Callable[[str, str], AbstractContextManager[Progress]]

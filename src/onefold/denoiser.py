@@ -10,21 +10,30 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from onefold.codec import Codec
+from onefold.conditions import Conditions, Prompts, load_prompts, read_texts, stand_in
 from onefold.errors import UserError, suggest
 from onefold.process import EDM, Prediction, Process, as_sigma, to_x0
 
-Conditions = Mapping[str, Tensor]
 Precision = Literal["fp32", "bf16", "fp16"]
+PROPERTIES = {"name", "card", "home", "form", "codec", "prompts", "encode_texts"}  # that not every denoiser has
 AUTOCAST: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def call_plainly(network: Callable[..., Tensor], z: Tensor, time: Tensor, cond: Conditions) -> Tensor:
     return network(z, time, **cond)
+
+
+class Form(Protocol):
+    """How a model lies in a folder, so that a student can lie there like its teacher."""
+
+    def write(self, network: nn.Module, draft: Path) -> str:
+        """All of it with this network; returns a fingerprint of the network's weights."""
 
 
 class Denoiser:
@@ -37,6 +46,10 @@ class Denoiser:
     name: str = "unnamed"
     home: Path | None = None  # the folder it came from
     card: Mapping[str, Any] = {}
+    form: Form | None = None
+    codec: Codec | None = None  # of a model of latents
+    prompts: Prompts | None = None  # of a model of texts
+    encode_texts: Callable[[tuple[str, ...], torch.device], Prompts] | None = None  # how it reads them
 
     def __init__(
         self,
@@ -80,11 +93,50 @@ class Denoiser:
     def to(self, device: torch.device | str) -> Self:
         if isinstance(self.network, nn.Module):
             self.network.to(device)
+        if self.codec is not None:
+            self.codec.module.to(device)
+        if self.prompts is not None:
+            self.prompts = self.prompts.to(device)
         return self
+
+    @property
+    def choices(self) -> int | None:
+        """How many conditions there are to draw from: classes or prompts; None where nothing is told."""
+        return self.classes if self.prompts is None else len(self.prompts)
+
+    def conditions(self, numbers: Tensor | None) -> dict[str, Tensor]:
+        """What the network is told for classes or prompts of these numbers."""
+        if numbers is None:
+            return {}
+        return {"labels": numbers} if self.prompts is None else self.prompts.rows(numbers)
+
+    @property
+    def nothing(self) -> Mapping[str, int | Tensor]:
+        """What stands for no condition; empty where the network knows none."""
+        return self.null if self.prompts is None else self.prompts.nothing
+
+    def with_prompts(self, source: str | Path | Sequence[str]) -> Self:
+        """The same model told these texts: a list, a file with one a line, or a file that `Prompts.save` wrote. The encoder
+        runs once, and is not kept."""
+        if self.encode_texts is None:
+            raise UserError(f"{self.name!r} is told no texts; leave the prompts out")
+        if isinstance(source, (str, Path)) and Path(source).suffix == ".safetensors":
+            prompts = load_prompts(Path(source).expanduser())
+        else:
+            prompts = self.encode_texts(read_texts(source), self.device)
+        return self.replace(prompts=prompts.to(self.device))
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self.shape if self.codec is None else self.codec.shape
+
+    def images(self, x: Tensor) -> Tensor:
+        """Of clean states: themselves, or what their latents stand for."""
+        return x if self.codec is None else self.codec.images(x)
 
     def replace(self, **changes: Any) -> Self:
         """The same denoiser with other attributes, e.g. another network or guidance; calls are counted afresh."""
-        unknown = changes.keys() - vars(self).keys() - {"name", "card", "home"}
+        unknown = changes.keys() - vars(self).keys() - PROPERTIES
         if unknown:
             raise UserError(f"a denoiser has no {min(unknown)!r}{suggest(min(unknown), vars(self))}")
         other = copy.copy(self)
@@ -96,15 +148,14 @@ class Denoiser:
         if self.guidance == 1.0 or not cond:
             self.calls += 1
             return self.evaluate(x, sigma, cond)
-        if not self.null:
+        nothing = self.nothing
+        if not nothing:
             raise UserError(
-                f"teacher {self.name!r} was not trained without its labels; guidance must be 1, not {self.guidance}"
+                f"teacher {self.name!r} was not trained without its condition; guidance must be 1, not {self.guidance}"
             )
         # One pass over both halves; still two network calls an image.
         self.calls += 2
-        free = {
-            key: torch.full_like(value, self.null[key]) if key in self.null else value for key, value in cond.items()
-        }
+        free = {key: stand_in(value, nothing[key]) if key in nothing else value for key, value in cond.items()}
         both = {key: torch.cat([value, free[key]]) for key, value in cond.items()}
         twice = sigma if sigma.numel() == 1 else torch.cat([sigma, sigma])
         guided, plain = self.evaluate(torch.cat([x, x]), twice, both).chunk(2)
@@ -126,7 +177,7 @@ class Denoiser:
         a, b = (coefficient(value, x) for value in self.process.scales(sigma))
         z = torch.where((a > 0).to(x.device), a * x, x) if infinite else a * x
         output = self.run(z, self.network_time(sigma, x), cond)
-        return to_x0(self.prediction, output.to(x.dtype), z, a, b, self.process.sigma_data)
+        return to_x0(self.prediction, output.to(x.dtype), z, a, b, self.process.sigma_data, self.process.floor)
 
     def run(self, z: Tensor, time: Tensor, cond: Conditions) -> Tensor:
         if self.precision == "fp32":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -99,3 +101,13 @@ def must_be_writable(folder: Path) -> None:
         raise UserError(f"{nearest} is a file, so nothing can be written below it; choose another --out")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"no permission to write in {nearest}; choose another --out or change its permissions")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable as JSON ({first_line(error)}); restore it") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object, not {type(values).__name__}; restore it")
+    return values

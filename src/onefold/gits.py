@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from onefold import seeds
-from onefold.denoiser import Conditions, Denoiser
+from onefold.conditions import Conditions
+from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.grids import End, Grid, make_grid, whole_number, with_table
 from onefold.progress import Progress, silent
@@ -135,7 +136,8 @@ def walk(model: Denoiser, fine: Grid, solver: str, seed: int, indices: range) ->
     """The state at each level, and the denoised image at each but the last. Classes take turns."""
     device, states, denoised = model.device, list[Tensor](), list[Tensor]()
     z = seeds.ImageNoise(seeds.mix(seed, APART), indices, model.shape)().to(device)
-    cond: Conditions = {"labels": torch.tensor(indices).to(device) % model.classes} if model.classes else {}
+    turns = torch.tensor(indices) % model.choices if model.choices else None
+    cond = {key: value.to(device) for key, value in model.conditions(turns).items()}
 
     def watched(x: Tensor, sigma: float, cond: Conditions | None) -> Tensor:
         image = model(x, sigma, cond)

@@ -32,6 +32,7 @@ class Process(ABC):
     sigma_max: float  # where sampling starts; inf when the last state holds no signal at all
     predictions: tuple[Prediction, ...] = ("eps", "x0")
     sigma_data: float = 1.0  # of EDM's preconditioning
+    floor: float = 0.0  # the level at which it is the identity: 0, or the lowest of a consistency model
 
     @property
     def sigma_top(self) -> float:
@@ -140,21 +141,33 @@ class ContinuousVP(Process):
 
 
 class EDM(Process):
-    """Karras et al. 2022: a = c_in = 1 / sqrt(sigma^2 + sigma_data^2), time = ln(sigma) / 4, start at sigma_max * z."""
+    """Karras et al. 2022: a = c_in = 1 / sqrt(sigma^2 + sigma_data^2), time = ln(sigma) / 4, start at sigma_max * z.
+
+    Consistency models (Song et al. 2023) are the same with c_skip and c_out of a `floor`, and another scale of the time.
+    """
 
     predictions = ("eps", "x0", "edm")
 
-    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5) -> None:
+    def __init__(
+        self,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        *,
+        floor: float = 0.0,
+        time_scale: float = 1.0,
+    ) -> None:
         self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, sigma_data
+        self.floor, self.time_scale = floor, time_scale
 
     def alpha(self, sigma: Tensor) -> Tensor:
         return 1.0 / (sigma**2 + self.sigma_data**2).sqrt()
 
     def time(self, sigma: Tensor) -> Tensor:
-        return sigma.log() / 4
+        return self.time_scale * sigma.log() / 4
 
     def sigma(self, time: Tensor) -> Tensor:
-        return (4 * time.to(torch.float64)).exp()
+        return (4 * time.to(torch.float64) / self.time_scale).exp()
 
     def prior_scale(self, sigma: float) -> float:
         return sigma
@@ -231,7 +244,9 @@ def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     return torch.lerp(ys[right - 1], ys[right], share)
 
 
-def to_x0(kind: Prediction, output: Tensor, z: Tensor, a: Tensor, b: Tensor, sigma_data: float = 1.0) -> Tensor:
+def to_x0(
+    kind: Prediction, output: Tensor, z: Tensor, a: Tensor, b: Tensor, sigma_data: float = 1.0, floor: float = 0.0
+) -> Tensor:
     """The clean image that a network's output stands for, given its input z = a x0 + b eps."""
     match kind:
         case "x0":
@@ -243,11 +258,14 @@ def to_x0(kind: Prediction, output: Tensor, z: Tensor, a: Tensor, b: Tensor, sig
         case "flow":  # velocity eps - x0 with a + b = 1
             return z - b * output
         case "edm":  # c_skip x + c_out F, written with a = c_in
-            return sigma_data**2 * a * z + sigma_data * b * output
+            skip, out = edm_scales(a, b, sigma_data, floor)
+            return skip * z + out * output
     raise UserError(f"unknown prediction type {kind!r}{suggest(str(kind), PREDICTIONS)}")
 
 
-def from_x0(kind: Prediction, x0: Tensor, z: Tensor, a: Tensor, b: Tensor, sigma_data: float = 1.0) -> Tensor:
+def from_x0(
+    kind: Prediction, x0: Tensor, z: Tensor, a: Tensor, b: Tensor, sigma_data: float = 1.0, floor: float = 0.0
+) -> Tensor:
     """The output a network would have to give for x0 at input z: the inverse of `to_x0`, and the target of training."""
     match kind:
         case "x0":
@@ -259,8 +277,17 @@ def from_x0(kind: Prediction, x0: Tensor, z: Tensor, a: Tensor, b: Tensor, sigma
         case "flow":
             return (z - x0) / b
         case "edm":
-            return (x0 - sigma_data**2 * a * z) / (sigma_data * b)
+            skip, out = edm_scales(a, b, sigma_data, floor)
+            return (x0 - skip * z) / out
     raise UserError(f"unknown prediction type {kind!r}{suggest(str(kind), PREDICTIONS)}")
+
+
+def edm_scales(a: Tensor, b: Tensor, sigma_data: float, floor: float) -> tuple[Tensor, Tensor]:
+    """x0 = skip z + out F. With s = sigma - floor: skip = sigma_data^2 / (a (s^2 + sigma_data^2)), out = a s sigma_data."""
+    if not floor:
+        return sigma_data**2 * a, sigma_data * b
+    s = b / a - floor
+    return sigma_data**2 / (a * (s**2 + sigma_data**2)), sigma_data * a * s
 
 
 def beta_table(schedule: str, steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from onefold import seeds
-from onefold.denoiser import Conditions, Denoiser
+from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.gits import gits_grid
 from onefold.grids import TUNED, End, Grid, make_grid
@@ -22,10 +22,10 @@ from onefold.solvers import AFS, get_solver, steps_for
 
 
 def labels_for(teacher: Denoiser, seed: int, indices: Sequence[int]) -> Tensor | None:
-    """The class of image i, drawn from (seed, i); none for a teacher without classes."""
-    if teacher.classes is None:
+    """The number of image i's class or prompt, drawn from (seed, i); none for a teacher that is told nothing."""
+    if teacher.choices is None:
         return None
-    return torch.tensor([seeds.integer(teacher.classes, seed, seeds.LABEL, index) for index in indices])
+    return torch.tensor([seeds.integer(teacher.choices, seed, seeds.LABEL, index) for index in indices])
 
 
 def sample(
@@ -117,16 +117,16 @@ class Plan:
 
     def run(self, teacher: Denoiser, seed: int, indices: range, labels: Tensor | None) -> Tensor:
         """Images of these numbers; a solver's further noise is theirs too."""
-        return self.solve(teacher, seeds.ImageNoise(seed, indices, teacher.shape), labels)[-1]
+        return teacher.images(self.solve(teacher, seeds.ImageNoise(seed, indices, teacher.shape), labels)[-1])
 
     @torch.inference_mode()
     def solve(
         self, teacher: Denoiser, draws: NoiseSource, labels: Tensor | None, *, trajectory: bool = False
     ) -> list[Tensor]:
-        """The images from any unit noise; with `trajectory` all states before them too, the start included."""
+        """The clean state from any unit noise; with `trajectory` all states before it too, the start included."""
         device = teacher.device
         noise: NoiseSource = lambda: draws().to(device)  # noqa: E731
-        cond: Conditions = {} if labels is None else {"labels": labels.to(device)}
+        cond = {key: value.to(device) for key, value in teacher.conditions(labels).items()}
         start = self.grid.start_state(teacher.process, noise())
         solve, sigmas = get_solver(self.solver), self.grid.sigmas
         how: dict[str, Any] = {"cond": cond, "noise": noise, "afs": self.afs, **self.settings}
@@ -140,7 +140,7 @@ def check_request(teacher: Denoiser, count: int, calls: int, batch_size: int, la
         raise UserError(f"calls is {calls}, expected 1 or more network calls an image")
     if not math.isfinite(teacher.guidance):
         raise UserError(f"guidance is {teacher.guidance}, expected a finite number; 1 leaves it out")
-    if teacher.guidance != 1.0 and not teacher.null:
+    if teacher.guidance != 1.0 and not teacher.nothing:
         raise UserError(
             f"teacher {teacher.name!r} knows nothing without its condition; guidance must be 1, not {teacher.guidance}"
         )
@@ -148,11 +148,11 @@ def check_request(teacher: Denoiser, count: int, calls: int, batch_size: int, la
         raise UserError(f"count and batch_size must be 1 or more, not {count} and {batch_size}")
     if labels is None:
         return
-    if teacher.classes is None:
+    if teacher.choices is None:
         raise UserError(f"teacher {teacher.name!r} has no classes; leave the labels out")
-    wrong = [label for label in labels if not 0 <= label < teacher.classes]
+    wrong = [label for label in labels if not 0 <= label < teacher.choices]
     if wrong or not labels:
-        raise UserError(f"labels must be numbers from 0 to {teacher.classes - 1}, not {wrong or 'none'}; mend the list")
+        raise UserError(f"labels must be numbers from 0 to {teacher.choices - 1}, not {wrong or 'none'}; mend the list")
 
 
 def batches(first: int, count: int, batch_size: int) -> Iterator[range]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onefold.denoiser import Conditions
+from onefold.conditions import Conditions
 from onefold.errors import UserError, suggest
 from onefold.grids import End
 from onefold.seeds import NoiseSource

@@ -103,7 +103,7 @@ class Student:
 
     def save(self, folder: str | Path) -> None:
         """Whole or not at all, over what was there."""
-        from onefold.teachers.native import save_like
+        from onefold.teachers.folders import save_like
 
         folder, facts = Path(folder), self.facts()
         texts = {RECIPE: json.dumps(facts, indent=1) + "\n"}
@@ -127,8 +127,8 @@ def load_student(
     folder: str | Path, *, device: str = "auto", precision: str = "auto", tell: Tell | None = None
 ) -> Student:
     """A student folder, or the run folder that holds one."""
+    from onefold.files import read_json
     from onefold.teachers import load_teacher
-    from onefold.teachers.native import read_json
 
     path = Path(folder).expanduser()
     path = path / "student" if (path / "student").is_dir() else path

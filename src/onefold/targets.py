@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from onefold.denoiser import Conditions, Denoiser
+from onefold.conditions import Conditions
+from onefold.denoiser import Denoiser
 from onefold.grids import Grid
 from onefold.solvers import get_solver
 

@@ -108,7 +108,7 @@ class Teaching:
         sigma = process.training_sigma(u)
         a, b = (scale.to(images.dtype).reshape(-1, 1, 1, 1) for scale in process.scales(sigma))
         z = a * images + b * noise
-        target = from_x0(self.denoiser.prediction, images, z, a, b, process.sigma_data)
+        target = from_x0(self.denoiser.prediction, images, z, a, b, process.sigma_data, process.floor)
         tensors = {"z": z, "time": process.time(sigma).float(), "target": target}
         return tensors if labels is None else {**tensors, "labels": labels}
 

@@ -143,8 +143,9 @@ def solutions_agree(seen: Evidence) -> str | None:
 
 
 def pixels_in_range(seen: Evidence) -> str | None:
-    low, high = float(seen.samples.min()), float(seen.samples.max())
-    outside = float((seen.samples.abs() - 1).clamp(min=0).square().mean().sqrt())
+    images = seen.whole.images(seen.samples)
+    low, high = float(images.min()), float(images.max())
+    outside = float((images.abs() - 1).clamp(min=0).square().mean().sqrt())
     if outside > OUTSIDE:
         return (
             f"its samples reach from {low:.2f} to {high:.2f}, {outside:.2f} (RMS) outside of [-1, 1]; check the range of the data it "
@@ -184,20 +185,21 @@ def start_is_noise(seen: Evidence) -> str | None:
     )
 
 
-def classes_matter(seen: Evidence) -> str | None:
-    classes, changes = seen.teacher.classes, list[float]()
-    if classes is None or classes < 2:
+def conditions_matter(seen: Evidence) -> str | None:
+    choices, changes = seen.teacher.choices, list[float]()
+    if choices is None or choices < 2:
         return None
     right = seen.samples_read_as(seen.teacher.prediction)
-    wrong = replace(right, labels=None if right.labels is None else (right.labels + 1) % classes)
+    wrong = replace(right, labels=None if right.labels is None else (right.labels + 1) % choices)
     for sigma in seen.levels[-2:]:
         one, other = (seen.denoised(seen.teacher, clean, sigma) for clean in (right, wrong))
         changes.append(root_mean_square(one, other) / float(one.std()))
     if max(changes) > LABELS:
         return None
+    what = "class" if seen.teacher.prompts is None else "prompt"
     return (
-        f"its images hardly change with the class ({max(changes):.1%}); check that the classes reach the network, and that it was "
-        "trained with them"
+        f"its images hardly change with the {what} ({max(changes):.1%}); check that it reaches the network, and that the network was "
+        "trained with it"
     )
 
 
@@ -230,7 +232,7 @@ CHECKS = (
     Check("range of pixels", pixels_in_range),
     Check("contrast of the data", contrast_of_the_data),
     Check("start", start_is_noise),
-    Check("classes", classes_matter),
+    Check("conditions", conditions_matter),
     Check("low precision", low_precision),
 )
 

@@ -106,7 +106,7 @@ def compare(
         metrics,
         reference,
         home=first.home,
-        shape=first.shape,
+        shape=first.image_shape,
         classes=first.classes,
         paired=True,
         count=count,
@@ -122,7 +122,7 @@ def compare(
         raise UserError(f"the report cannot open with {lead!r}{suggest(lead, keys)}; it is not measured here")
     ways = ways_of(loaded, teachers, solvers, grids, calls, processes)
     tell_lonely(ways, teachers, say)
-    shown = min(count, SHOWN if max(first.shape[1:]) <= LARGEST // 2 else SHOWN // 4)
+    shown = min(count, SHOWN if max(first.image_shape[1:]) <= LARGEST // 2 else SHOWN // 4)
     request = Request(count, seed, batch_size, list(judge.extractors.values()), judge.keep_vectors, judge.gaps, shown)
     bench = Bench(judge, request, teachers, folder, processes, progress or silent)
     rows = [{"id": f"r{number:02}"} | row for number, row in enumerate(bench.rows(ways))]
@@ -167,9 +167,10 @@ def load_models(
     teachers = [model for model in loaded if isinstance(model, Denoiser)]
     if not teachers:
         raise UserError("a comparison needs a teacher, whose solvers are the students' control; name it first")
-    if len(teachers[0].shape) != 3 or teachers[0].shape[0] not in (1, 3):
+    made = teachers[0].image_shape
+    if len(made) != 3 or made[0] not in (1, 3):
         raise UserError(
-            f"{teachers[0].name!r} makes no pictures but {shape_text(teachers[0].shape)}; a comparison shows images of 1 or 3 channels"
+            f"{teachers[0].name!r} makes no pictures but {shape_text(made)}; a comparison shows images of 1 or 3 channels"
         )
     for model in loaded:
         other = model.denoiser if isinstance(model, Student) else model
@@ -225,7 +226,7 @@ def title(teachers: Sequence[Denoiser], loaded: Sequence[object]) -> str:
 
 def image_facts(teacher: Denoiser) -> dict[str, int]:
     """As the report's pictures hold them."""
-    channels, height, width = teacher.shape
+    channels, height, width = teacher.image_shape
     scale = min(1.0, LARGEST / max(height, width))
     return {"channels": channels, "height": max(1, round(height * scale)), "width": max(1, round(width * scale))}
 
@@ -350,7 +351,8 @@ class Bench:
         for part in torch.arange(PAIRS * FRAMES).split(min(FRAMES, self.request.batch_size)):
             own = None if repeated is None else repeated[part]
             noise = frames.flatten(0, 1)[part]
-            parts.append(way.plan.solve(way.model, partial(Tensor.clone, noise), own)[-1].float().cpu())
+            state = way.plan.solve(way.model, partial(Tensor.clone, noise), own)[-1]
+            parts.append(way.model.images(state).float().cpu())
         images = torch.cat(parts)
         picture = self.picture(way, "-path")
         save_png(picture_grid(small(images), FRAMES, 1, 0), self.folder / picture)
@@ -370,7 +372,7 @@ class Bench:
         states = way.plan.solve(way.model, noise, labels, trajectory=True)
         sigmas = way.plan.grid.sigmas
         seen = [
-            state.float().cpu() / (math.sqrt(1 + float(sigma) ** 2) if torch.isfinite(sigma) else 1)
+            way.model.images(state / (math.sqrt(1 + float(sigma) ** 2) if torch.isfinite(sigma) else 1)).float().cpu()
             for state, sigma in zip(states, sigmas, strict=True)
         ]
         picture = self.picture(way, "-steps")

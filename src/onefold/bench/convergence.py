@@ -68,7 +68,7 @@ class Probe:
 
     def __init__(self, teacher: Denoiser, count: int, seed: int, budget: int, progress: Progress) -> None:
         self.teacher, self.count, self.seed, self.budget, self.progress = teacher, count, seed, budget, progress
-        self.labels = [index % teacher.classes for index in range(count)] if teacher.classes else None
+        self.labels = [index % teacher.choices for index in range(count)] if teacher.choices else None
         self.done = 0
         progress(0, budget)
 

@@ -132,7 +132,7 @@ def way_measured(
     model = chosen.model
     judge = ask(
         home=(teacher or model).home,
-        shape=model.shape,
+        shape=model.image_shape,
         classes=model.classes,
         paired=teacher is not None,
         count=count,
@@ -217,7 +217,7 @@ def squared_errors_by_step(chosen: Way, teacher: Denoiser, seed: int, indices: r
     grid = chosen.plan.grid
     labels = chosen_labels(chosen.model, seed, indices, None)
     states = chosen.plan.solve(chosen.model, ImageNoise(seed, indices, teacher.shape), labels, trajectory=True)
-    cond = {} if labels is None else {"labels": labels.to(teacher.device)}
+    cond = {key: value.to(teacher.device) for key, value in teacher.conditions(labels).items()}
     start = grid.start_state(teacher.process, ImageNoise(seed, indices, teacher.shape)().to(teacher.device))
     fine = rollout(teacher, start, fine_grid(teacher, grid, PARTS), PARTS, solver="dpmpp3m_exact", cond=cond)
     return torch.stack([squared_errors(state, true) for state, true in zip(states[1:], fine[1:], strict=True)])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onefold import seeds
 from onefold.bench.convergence import Convergence, Entry, Probe, calls_of_comparison, converge
-from onefold.denoiser import Conditions, Denoiser, Precision
+from onefold.denoiser import Denoiser, Precision
 from onefold.gits import fine_levels
 from onefold.grids import LOG_AXIS, ladder
 from onefold.losses import root_mean_square
@@ -53,8 +53,12 @@ class Evidence:
     def __init__(
         self, teacher: Denoiser, count: int, seed: int, progress: Progress, data: Pictures | None = None
     ) -> None:
-        self.teacher, self.count, self.seed, self.data, self.progress = teacher, count, seed, data, progress
-        self.turns = None if teacher.classes is None else torch.arange(count) % teacher.classes
+        self.whole, self.teacher = (
+            teacher,
+            teacher.replace(codec=None),
+        )  # all below is about what it denoises: latents, if any
+        self.count, self.seed, self.data, self.progress = count, seed, data, progress
+        self.turns = None if teacher.choices is None else torch.arange(count) % teacher.choices
         self.quick: dict[tuple[Prediction, Precision], Tensor] = {}
         self.made = 0
         progress(0, self.budget)
@@ -101,7 +105,8 @@ class Evidence:
         x, device, parts = self.noised(clean.images, sigma), teacher.device, list[Tensor]()
         for rows in batches(0, len(x), self.count):
             part = slice(rows.start, rows.stop)
-            cond: Conditions = {} if clean.labels is None else {"labels": clean.labels[part].to(device)}
+            told = teacher.conditions(None if clean.labels is None else clean.labels[part])
+            cond = {key: value.to(device) for key, value in told.items()}
             parts.append(teacher.denoise(x[part].to(device), sigma, cond).float().cpu())
         return torch.cat(parts)
 

@@ -41,8 +41,10 @@ class Facts:
     levels: int | None  # of its table
     continuous_time: bool
     classes: int | None
-    without_class: bool
+    without_class: bool  # or text
     guidance: float
+    image_shape: tuple[int, ...]
+    prompts: int | None
     prior: float  # standard deviation of the start; 1 in the network's own coordinates where sigma_max is inf
 
 
@@ -91,7 +93,7 @@ def inspect(
 
         teacher = load_teacher(teacher, device=device, precision=precision, tell=tell)
     source, pictures = (None, None) if data is None else read_data(teacher, data, count, device)
-    seen = Evidence(teacher.replace(), count, seed, report, pictures)
+    seen = Evidence(teacher, count, seed, report, pictures)
     findings, made = run_checks(seen)
     report(seen.budget, seen.budget)
     picture = None if out is None else str(save_png(draw(seen), Path(out) / PICTURE))
@@ -109,16 +111,17 @@ def inspect(
 
 def read_data(teacher: Denoiser, data: str | Path | ImageData, count: int, device: str) -> tuple[str, Pictures]:
     """(where from, images evenly spaced over the data): with their classes, or without where the teacher knows that too."""
-    if len(teacher.shape) != 3:
-        raise UserError(
-            f"{teacher.name!r} makes no pictures but {teacher.shape}, so no data can be read for it; leave it out"
-        )
-    channels, height, width = teacher.shape
+    shape = teacher.image_shape
+    if len(shape) != 3:
+        raise UserError(f"{teacher.name!r} makes no pictures but {shape}, so no data can be read for it; leave it out")
+    if teacher.prompts is not None:
+        raise UserError(f"{teacher.name!r} is told a text with each image, and data has none; leave the data out")
+    channels, height, width = shape
     if not isinstance(data, ImageData):
         data = load_data(data, size=height if height == width else None, channels=channels, device=device)
-    if tuple(data.shape) != teacher.shape:
+    if tuple(data.shape) != shape:
         raise UserError(
-            f"the data's images are {data.shape}, those of {teacher.name!r} {teacher.shape}; give data of that shape"
+            f"the data's images are {data.shape}, those of {teacher.name!r} {shape}; give data of that shape"
         )
     if len(data) < count:
         raise UserError(
@@ -135,7 +138,10 @@ def read_data(teacher: Denoiser, data: str | Path | ImageData, count: int, devic
                 "give data with these classes, or leave it out"
             )
         labels = torch.full((len(chosen),), teacher.null["labels"])
-    return str(data.description["source"]), Pictures(to_float(pixels), labels)
+    images = to_float(pixels)
+    if teacher.codec is not None:
+        images = teacher.codec.latents(images.to(teacher.device)).cpu()
+    return str(data.description["source"]), Pictures(images, labels)
 
 
 def facts_of(teacher: Denoiser) -> Facts:
@@ -152,8 +158,10 @@ def facts_of(teacher: Denoiser) -> Facts:
         levels=len(process.sigmas) if isinstance(process, DiscreteVP) else None,
         continuous_time=teacher.continuous_time,
         classes=teacher.classes,
-        without_class=bool(teacher.null),
+        without_class=bool(teacher.nothing),
         guidance=teacher.guidance,
+        image_shape=teacher.image_shape,
+        prompts=None if teacher.prompts is None else len(teacher.prompts),
         prior=float(process.prior(torch.ones((), dtype=torch.float64), top)),
     )
 
@@ -177,5 +185,7 @@ def draw(seen: Evidence) -> Image:
     for sigma in levels_of(seen.teacher, SHOWN):
         rows.append((f"noise of sigma {sigma:.2g}", seen.noised(clean.first(COLUMNS).images, sigma)))
         rows.append(("denoised", seen.denoised(seen.teacher, clean.first(COLUMNS), sigma)))
-    shown = [(label, images[:COLUMNS].nan_to_num()) for label, images in rows]
+    shown = [
+        (label, seen.whole.images(images[:COLUMNS].nan_to_num().to(seen.whole.device)).cpu()) for label, images in rows
+    ]
     return labelled_rows(shown, title=f"{seen.teacher.name}: the same noise in each column")

@@ -90,19 +90,21 @@ def show(inspection: Inspection) -> None:
 def described(facts: Facts) -> list[tuple[str, str]]:
     table = f"{facts.levels:,} in its table, " if facts.levels else ""
     time = "any time between" if facts.continuous_time else "those times only"
-    without = "; also without a class, so that guidance works" if facts.without_class else "; no guidance"
+    without = "; also without, so that guidance works" if facts.without_class else "; no guidance"
     start = (
         "unit noise, at sigma inf"
         if facts.sigma_max == float("inf")
         else f"noise of standard deviation {facts.prior:.4g}"
     )
+    latents = f", as latents of {' x '.join(map(str, facts.shape))}" if facts.shape != facts.image_shape else ""
+    told = f"{facts.classes} classes" if facts.classes else f"texts, {facts.prompts} of them here"
     return [
-        ("images", " x ".join(str(size) for size in facts.shape)),
+        ("images", " x ".join(map(str, facts.image_shape)) + latents),
         ("parameters", "-" if facts.parameters is None else f"{facts.parameters:,}"),
         ("process", f"{facts.process}, predicts {facts.prediction}"),
         ("noise levels", f"sigma {facts.sigma_min:.4g} to {facts.sigma_max:.4g}; {table}{time}"),
         ("starts from", start),
-        ("conditions", f"{facts.classes} classes{without}" if facts.classes else "none"),
+        ("conditions", told + without if facts.classes or facts.prompts else "none"),
     ]
 
 

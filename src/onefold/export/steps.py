@@ -49,7 +49,7 @@ def step_of(denoiser: Denoiser, sigma: float, to: float) -> Step:
     process, one, none = denoiser.process, *as_sigma([1.0, 0.0])
     a, b = process.scales(sigma)
     skip, out = (
-        float(to_x0(denoiser.prediction, output, z, a, b, process.sigma_data))
+        float(to_x0(denoiser.prediction, output, z, a, b, process.sigma_data, process.floor))
         for output, z in ((none, one), (one, none))
     )
     time = float(process.time(as_sigma(sigma)))

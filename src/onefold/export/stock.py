@@ -19,7 +19,7 @@ from onefold.export.steps import Step, evaluated, start_scale, steps_of
 from onefold.networks.unet import import_diffusers
 from onefold.process import EDM, ContinuousVP, DiscreteVP
 from onefold.student import Student
-from onefold.teachers.native import DIFFUSERS_NAMES
+from onefold.teachers.schedulers import DIFFUSERS_NAMES
 
 TABLE = 1000  # entries at most, as in the field's own schedulers
 

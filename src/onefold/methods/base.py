@@ -23,7 +23,7 @@ from onefold.sampling import sample
 from onefold.settings import command_line
 from onefold.solvers import AFS
 from onefold.student import Student
-from onefold.training.contract import Draw, Networks
+from onefold.training.contract import Draw, Networks, told
 from onefold.training.folder import RunFolder
 from onefold.training.settings import RunSettings
 from onefold.version import versions
@@ -84,9 +84,9 @@ class Distillation:
         return self.grid.calls - (self.afs is not None)
 
     def prepare(self, draw: Draw) -> dict[str, Tensor]:
-        """Fresh noise z, and a class for each row: all that a method without data needs."""
-        tensors = {"z": draw.noise(self.teacher.shape)}
-        return tensors | ({"labels": draw.labels(self.teacher.classes)} if self.teacher.classes else {})
+        """Fresh noise z, and a class or prompt for each row: all that a method without data needs."""
+        labels = draw.labels(self.teacher.choices) if self.teacher.choices else None
+        return {"z": draw.noise(self.teacher.shape), **told(self.teacher.conditions(labels))}
 
     def sampler(self, networks: Networks) -> Student:
         """To be looked at, without a recipe."""
@@ -204,7 +204,7 @@ def check_range(teacher: Denoiser, grid: Grid) -> None:
 
 
 def check_guidance(teacher: Denoiser, guidance: float) -> None:
-    if guidance != 1.0 and not (teacher.classes and teacher.null):
+    if guidance != 1.0 and not (teacher.choices and teacher.nothing):
         raise UserError(
             f"guidance is {guidance:g}, but {teacher.name!r} knows no images without a class to be guided away from; leave it at 1"
         )

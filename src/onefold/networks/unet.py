@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onefold.denoiser import Conditions
+from onefold.conditions import Conditions
 from onefold.errors import UserError, root
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ ASSETS = Path(str(files("onefold"))) / "assets"
 
 def bundled() -> dict[str, dict[str, Any]]:
     """The teachers inside the package: name -> card."""
-    from onefold.teachers.native import CARD, read_json
+    from onefold.files import read_json
+    from onefold.teachers.parts import CARD
 
     folders = sorted(p for p in ASSETS.glob("*") if (p / CARD).is_file())
     return {folder.name: read_json(folder / CARD) for folder in folders}
@@ -26,7 +27,7 @@ def load_teacher(
 ) -> Denoiser:
     """A bundled name or a folder (made by `onefold teach`, or a diffusers folder with a UNet2DModel)."""
     from onefold.devices import choose
-    from onefold.teachers.native import load_folder
+    from onefold.teachers.folders import load_folder
 
     folder = ASSETS / source if str(source) in bundled() else Path(source).expanduser()
     if (folder / "teacher").is_dir():  # a run folder

@@ -19,6 +19,13 @@ from torch import Tensor, nn
 
 from onefold import seeds
 
+TOLD = "told."  # begins the names of what networks are told beside the state
+
+
+def told(conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Conditions as tensors of a batch."""
+    return {TOLD + name: value for name, value in conditions.items()}
+
 
 @dataclass
 class Update:
@@ -77,7 +84,7 @@ class Batch:
     @property
     def conditions(self) -> dict[str, Tensor]:
         """What a denoiser is told beside the state."""
-        return {name: self.tensors[name] for name in ("labels",) if name in self.tensors}
+        return {name.removeprefix(TOLD): value for name, value in self.tensors.items() if name.startswith(TOLD)}
 
 
 Networks = Mapping[str, nn.Module]

@@ -11,11 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from onefold.data import to_float
-from onefold.files import sha256
+from onefold.files import read_json, sha256
 from onefold.metrics.extractors import Extractor
 from onefold.metrics.extractors.running import extraction, no_weights
 from onefold.teachers import ASSETS
-from onefold.teachers.native import read_json
 
 FOLDER = ASSETS / "extractors"
 WEIGHTS, FACTS = "weights.safetensors", "extractor.json"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from onefold.files import read_json
 from onefold.metrics.extractors import Extractor
 from onefold.metrics.extractors.pretrained import (
     CONFIG,
@@ -16,7 +17,6 @@ from onefold.metrics.extractors.pretrained import (
     preprocessing_of,
 )
 from onefold.metrics.extractors.running import as_rgb, extraction
-from onefold.teachers.native import read_json
 
 KINDS = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
 

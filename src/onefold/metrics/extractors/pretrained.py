@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from onefold.errors import UserError, first_line, root
-from onefold.files import sha256
+from onefold.files import read_json, sha256
 from onefold.metrics.extractors.preprocessing import Preprocessing, read_preprocessing
-from onefold.teachers.native import read_json
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 

@@ -1,0 +1,103 @@
+"""What a network is told beside the state: one of so many things, named by a number.
+
+A class is its own number. A prompt is a row of a table that the text encoder has filled once, so that training and sampling
+draw prompts as they draw classes, and the encoder need not stay in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from onefold.errors import UserError, first_line
+
+Conditions = Mapping[str, Tensor]
+TEXTS = "texts"  # in the header of a file of encoded prompts
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Texts and what the network is told for each: tensors with a row a text. `nothing` has the one row of no text."""
+
+    texts: tuple[str, ...]
+    table: Conditions
+    nothing: Conditions
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def to(self, device: torch.device | str) -> Prompts:
+        """What every batch needs goes along; the table stays where there is room for it."""
+        return replace(self, nothing={key: row.to(device) for key, row in self.nothing.items()})
+
+    def rows(self, numbers: Tensor) -> dict[str, Tensor]:
+        return {key: rows[numbers] for key, rows in self.table.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the texts, and of what the encoder makes of no text: another encoder makes something else."""
+        digest = hashlib.sha256(json.dumps(self.texts).encode())
+        for _, row in sorted(self.nothing.items()):
+            digest.update(row.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Encoded once and for all: `prompts=` takes this file as it takes a file of texts."""
+        tensors = {f"table.{key}": rows for key, rows in self.table.items()}
+        tensors |= {f"nothing.{key}": row for key, row in self.nothing.items()}
+        save_file(
+            {key: value.contiguous() for key, value in tensors.items()}, path, metadata={TEXTS: json.dumps(self.texts)}
+        )
+
+
+def load_prompts(path: Path) -> Prompts:
+    """What `Prompts.save` wrote."""
+    try:
+        with safe_open(path, "pt") as file:
+            texts = json.loads((file.metadata() or {})[TEXTS])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} holds no encoded prompts ({first_line(error)}); give a text file, or what Prompts.save wrote"
+        ) from None
+    parts: dict[str, dict[str, Tensor]] = {"table": {}, "nothing": {}}
+    for key, value in tensors.items():
+        kind, _, name = key.partition(".")
+        parts.setdefault(kind, {})[name] = value
+    whole = parts["table"].keys() == parts["nothing"].keys() and all(
+        len(rows) == len(texts) for rows in parts["table"].values()
+    )
+    if not whole or not parts["table"] or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{path} holds no encoded prompts; give a text file, or what Prompts.save wrote")
+    return Prompts(tuple(texts), parts["table"], parts["nothing"])
+
+
+def read_texts(source: str | Path | Sequence[str]) -> tuple[str, ...]:
+    """Prompts from a list, or from a file with one a line."""
+    if not isinstance(source, (str, Path)):
+        texts = tuple(source)
+    else:
+        path = Path(source).expanduser()
+        try:
+            texts = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"prompts {str(source)!r} are not readable ({first_line(error)}); give a text file with one prompt a line"
+            ) from None
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{'no prompts' if not texts else 'prompts that are no texts'} in {source!r}; give one or more")
+    return texts
+
+
+def stand_in(value: Tensor, nothing: int | Tensor) -> Tensor:
+    """What stands for no condition, for as many rows as `value` has."""
+    return torch.full_like(value, nothing) if isinstance(nothing, int) else nothing.to(value).expand_as(value)

@@ -1,0 +1,73 @@
+"""Folders as teachers: which family a folder holds, read from what it says about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+
+from onefold.denoiser import Denoiser
+from onefold.errors import UserError, suggest
+from onefold.files import atomic_folder, read_json
+from onefold.teachers.parts import CARD, Parts, read_index
+
+# a pipeline's class -> (the module of its family, the part that denoises)
+FAMILIES: dict[str, tuple[str, str]] = {
+    "DDPMPipeline": ("pixels", "unet"),
+    "DDIMPipeline": ("pixels", "unet"),
+    "ConsistencyModelPipeline": ("pixels", "unet"),
+}
+Load = Callable[[Parts, Mapping[str, Any]], Denoiser]
+
+
+def load_folder(folder: Path) -> Denoiser:
+    """A teacher from a folder as diffusers saves it, from a student's, or from a converted EDM checkpoint."""
+    card = read_json(folder / CARD) if (folder / CARD).exists() else {}
+    if "exported" in card:
+        raise UserError(
+            f"{folder} was exported for plain diffusers, its network's time is changed; give the folder it was exported from"
+        )
+    parts, load = family_of(folder, card)
+    teacher = load(parts, card)
+    weights = parts.fingerprint
+    if card and weights != card.get("sha256"):
+        raise UserError(
+            f"the weights in {folder} do not match their checksum; the folder is damaged or was edited, restore it"
+        )
+    teacher.name, teacher.home, teacher.form = str(card.get("name", folder.name)), folder, parts
+    teacher.card = {**card, "index": dict(parts.index), "sha256": weights}
+    return teacher
+
+
+def family_of(folder: Path, card: Mapping[str, Any]) -> tuple[Parts, Load]:
+    index = read_index(folder, card)
+    kind = index.get("_class_name", "DDIMPipeline" if (folder / "unet").is_dir() else None)
+    if kind is None:
+        raise UserError(
+            f"{folder} is no model: it has neither model_index.json nor unet/; give a folder that diffusers saved"
+        )
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise UserError(f"{folder} holds a {kind}, which is not supported{suggest(str(kind), FAMILIES)}")
+    module, network = FAMILIES[kind]
+    load: Load = import_module(f"onefold.teachers.{module}").load
+    return Parts(folder, index, network), load
+
+
+def save_like(teacher: Denoiser, folder: Path, texts: Mapping[str, str], pictures: Mapping[str, Image]) -> None:
+    """A network in the form of the folder its teacher came from, with further files."""
+    if teacher.form is None:
+        raise UserError(
+            f"{teacher.name!r} did not come from a folder, so there is no form to save it in; load it from one"
+        )
+    with atomic_folder(folder) as draft:
+        weights = teacher.form.write(teacher.module, draft)
+        facts = {"format": 1, **teacher.card, "name": teacher.name, "sha256": weights}
+        (draft / CARD).write_text(json.dumps(facts, indent=1) + "\n")
+        for name, text in texts.items():
+            (draft / name).write_text(text)
+        for name, picture in pictures.items():
+            picture.save(draft / name)

@@ -1,0 +1,129 @@
+"""A model as diffusers saves one: a folder for each part, and an index that names their classes.
+
+Only classes that a family names are made, only safetensors are read, and nothing of what a folder holds is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+
+from onefold.errors import UserError, first_line
+from onefold.files import read_json, sha256
+from onefold.networks.unet import import_diffusers
+
+INDEX = "model_index.json"
+STEM = "diffusion_pytorch_model"
+CARD = "onefold.json"  # what diffusers has no place for
+LEFT_OUT = {"safety_checker", "feature_extractor", "image_encoder"}  # that no adapter asks
+
+
+@dataclass(frozen=True)
+class Parts:
+    home: Path
+    index: Mapping[str, Any]
+    network: str = "unet"  # the part that denoises, and that students have of their own
+
+    def config(self, part: str) -> dict[str, Any]:
+        return read_json(self.folder(part) / "config.json")
+
+    def folder(self, part: str) -> Path:
+        folder = self.home / part
+        if not folder.is_dir():
+            raise UserError(
+                f"{self.home} is not complete: {part}/ is missing; download it again, or save it again with save_pretrained"
+            )
+        return folder
+
+    def load(self, part: str, *kinds: str) -> nn.Module:
+        """A network of diffusers, if the part is one of these kinds."""
+        folder, kind = self.folder(part), self.config(part).get("_class_name")
+        if kind not in kinds:
+            raise UserError(
+                f"{folder} holds a {kind}; expected {' or '.join(kinds)} in a {self.index.get('_class_name')}"
+            )
+        variant = weights_of(folder)[1]
+        try:
+            loaded: nn.Module = getattr(import_diffusers(), str(kind)).from_pretrained(
+                folder, use_safetensors=True, variant=variant, local_files_only=True
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{folder} does not load as a {kind} ({first_line(error)}); restore it") from error
+        return loaded.float().eval().requires_grad_(False)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the network's weights: of the one file, or of all together."""
+        return fingerprint(self.folder(self.network))
+
+    def write(self, network: nn.Module, draft: Path) -> str:
+        """The same model with another network; returns its fingerprint. Frozen parts are linked where the disk allows it.
+
+        Without an index: a stock pipeline would load it and sample it on a grid that is not its own.
+        """
+        named = {name for name, kind in self.index.items() if isinstance(kind, list)} | {"scheduler"}
+        for name in sorted(named - LEFT_OUT - {self.network}):
+            if (self.home / name).is_dir():
+                shutil.copytree(self.home / name, draft / name, copy_function=link)
+        saved: Any = network
+        saved.save_pretrained(draft / self.network)
+        return fingerprint(draft / self.network)
+
+
+def link(source: str, target: str) -> None:
+    """A second name of the same file, or a copy where there can be none."""
+    try:
+        os.link(Path(source).resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def weights_of(folder: Path, stem: str = STEM) -> tuple[list[Path], str | None]:
+    """(files, variant): the plain weights, or the only variant there is."""
+    plain, found = f"{stem}.safetensors", sorted(p.name for p in folder.glob(f"{stem}*.safetensors*"))
+    heads = [name for name in found if name.count("-") == stem.count("-")]  # shards are named by their index
+    if not heads:
+        pickles = sorted(p.name for p in folder.glob("*.bin"))
+        what = f"only {pickles[0]}, whose loading can execute code" if pickles else f"no {plain}"
+        raise UserError(
+            f"{folder} has {what}; download it again with its safetensors, or save it with save_pretrained(safe_serialization=True)"
+        )
+    head = next((name for name in heads if name in (plain, f"{plain}.index.json")), heads[0])
+    variant = head.removeprefix(f"{stem}.").removesuffix(".index.json").removesuffix("safetensors").strip(".") or None
+    if not head.endswith(".index.json"):
+        return [folder / head], variant
+    listed = read_json(folder / head).get("weight_map")
+    names = sorted(set(listed.values())) if isinstance(listed, dict) else []
+    missing = [
+        name for name in names if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file()
+    ]
+    if missing or not names:
+        raise UserError(
+            f"{folder} is not complete: {missing[0] if missing else 'every shard'} is missing; download it again"
+        )
+    return [folder / name for name in names], variant
+
+
+def fingerprint(folder: Path) -> str:
+    files = weights_of(folder)[0]
+    if len(files) == 1:
+        return sha256(files[0])
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+
+
+def read_index(home: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    """As the folder, or the card of a student, tells it. Folders without one hold a pixel U-Net."""
+    if (home / INDEX).is_file():
+        return read_json(home / INDEX)
+    index = card.get("index", {})
+    if not isinstance(index, dict):
+        raise UserError(f"the index of {home} is a {type(index).__name__}, expected an object; restore onefold.json")
+    return index

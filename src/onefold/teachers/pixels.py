@@ -1,0 +1,47 @@
+"""Pixel U-Nets: DDPM, DDIM and consistency pipelines, and what `onefold teach` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onefold.denoiser import Denoiser
+from onefold.errors import UserError
+from onefold.networks.unet import call_unet
+from onefold.teachers.parts import Parts
+from onefold.teachers.schedulers import read_scheduler
+
+
+def load(parts: Parts, card: Mapping[str, Any]) -> Denoiser:
+    process, prediction = read_scheduler(parts.folder("scheduler"))
+    config = parts.config("unet")
+    unet: Any = parts.load("unet", "UNet2DModel")
+    null, embeds = card.get("null_label"), config.get("num_class_embeds")
+    return Denoiser(
+        unet,
+        process,
+        prediction=prediction,
+        shape=state_shape(parts, config),
+        call=call_unet,
+        classes=card.get("classes", embeds),
+        null={} if null is None else {"labels": null},
+    )
+
+
+def state_shape(parts: Parts, config: Mapping[str, Any], *, variance: bool = False) -> tuple[int, int, int]:
+    """Channels, height and width of what a network denoises, as its config tells them."""
+    size, channels, out = (config.get(key) for key in ("sample_size", "in_channels", "out_channels"))
+    sizes = [size, size] if isinstance(size, int) else size
+    whole = isinstance(sizes, list) and len(sizes) == 2 and all(isinstance(side, int) and side > 0 for side in sizes)
+    if not whole or not isinstance(channels, int):
+        raise UserError(
+            f"{parts.home / parts.network} names sample_size {size!r} and in_channels {channels!r}; expected whole numbers, "
+            "write them into its config.json"
+        )
+    if out not in ((channels, 2 * channels) if variance else (channels,)):
+        raise UserError(
+            f"{parts.home / parts.network} takes {channels} channels and gives {out}: inpainting, upscaling and other networks "
+            "that see or give more than the image are not supported, give one that predicts the image alone"
+        )
+    assert isinstance(sizes, list)
+    return channels, sizes[0], sizes[1]
