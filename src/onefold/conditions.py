@@ -42,6 +42,11 @@ class Prompts:
     def rows(self, numbers: Tensor) -> dict[str, Tensor]:
         return {key: rows[numbers] for key, rows in self.table.items()}
 
+    def part(self, rows: range) -> Prompts:
+        """These texts alone."""
+        place = slice(rows.start, rows.stop)
+        return replace(self, texts=self.texts[place], table={key: table[place] for key, table in self.table.items()})
+
     @cached_property
     def fingerprint(self) -> str:
         """Of the texts, and of what the encoder makes of no text: another encoder makes something else."""
