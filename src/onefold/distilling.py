@@ -58,6 +58,7 @@ def choose(values: dict[str, Any]) -> Any:
 def build_engine(chosen: Any, teacher: str | Path | Denoiser | None, progress: Progress | None, say: Tell) -> Engine:
     device, precision = devices.choose(chosen.device, chosen.precision, say)
     loaded = teacher if isinstance(teacher, Denoiser) else load_teacher(chosen.teacher, device=str(device))
+    loaded.check_told()
     method = find(chosen.method)[0](loaded.replace(precision=precision).to(device), chosen)
     return Engine(
         method,

@@ -136,6 +136,7 @@ class Plan:
 
 
 def check_request(teacher: Denoiser, count: int, calls: int, batch_size: int, labels: Sequence[int] | None) -> None:
+    teacher.check_told()
     if calls < 1:
         raise UserError(f"calls is {calls}, expected 1 or more network calls an image")
     if not math.isfinite(teacher.guidance):
