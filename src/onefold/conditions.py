@@ -78,12 +78,29 @@ def load_prompts(path: Path) -> Prompts:
     for key, value in tensors.items():
         kind, _, name = key.partition(".")
         parts.setdefault(kind, {})[name] = value
-    whole = parts["table"].keys() == parts["nothing"].keys() and all(
-        len(rows) == len(texts) for rows in parts["table"].values()
-    )
-    if not whole or not parts["table"] or not all(isinstance(text, str) for text in texts):
+    if not fit(texts, parts):
         raise UserError(f"{path} holds no encoded prompts; give a text file, or what Prompts.save wrote")
     return Prompts(tuple(texts), parts["table"], parts["nothing"])
+
+
+def fit(texts: object, parts: Mapping[str, Conditions]) -> bool:
+    """A row a text in every table, one of the same shape for no text, and nothing else."""
+    if (
+        not isinstance(texts, list)
+        or not texts
+        or not all(isinstance(text, str) for text in texts)
+        or parts.keys() != {"table", "nothing"}
+        or not parts["table"]
+        or parts["table"].keys() != parts["nothing"].keys()
+    ):
+        return False
+    pairs = [(rows, parts["nothing"][key]) for key, rows in parts["table"].items()]
+    return all(
+        rows.shape == (len(texts), *row.shape[1:])
+        and row.shape[:1] == (1,)
+        and bool(rows.isfinite().all() & row.isfinite().all())
+        for rows, row in pairs
+    )
 
 
 def read_texts(source: str | Path | Sequence[str]) -> tuple[str, ...]:

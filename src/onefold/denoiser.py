@@ -126,6 +126,13 @@ class Denoiser:
             prompts = self.encode_texts(read_texts(source), self.device)
         return self.replace(prompts=prompts.to(self.device))
 
+    def check_told(self) -> None:
+        """Asked before the work: a model of texts has some."""
+        if self.encode_texts is not None and self.prompts is None:
+            raise UserError(
+                f"{self.name!r} is told a text with each image and has none yet; give prompts, a list or a file with one a line"
+            )
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         return self.shape if self.codec is None else self.codec.shape

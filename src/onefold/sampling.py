@@ -141,6 +141,7 @@ class Plan:
 
 
 def check_request(teacher: Denoiser, count: int, calls: int, batch_size: int, labels: Sequence[int] | None) -> None:
+    teacher.check_told()
     if calls < 1:
         raise UserError(f"calls is {calls}, expected 1 or more network calls an image")
     if not math.isfinite(teacher.guidance):
@@ -151,7 +152,6 @@ def check_request(teacher: Denoiser, count: int, calls: int, batch_size: int, la
         )
     if count < 1 or batch_size < 1:
         raise UserError(f"count and batch_size must be 1 or more, not {count} and {batch_size}")
-    check_told(teacher)
     if labels is None:
         return
     if teacher.choices is None:
@@ -159,13 +159,6 @@ def check_request(teacher: Denoiser, count: int, calls: int, batch_size: int, la
     wrong = [label for label in labels if not 0 <= label < teacher.choices]
     if wrong or not labels:
         raise UserError(f"labels must be numbers from 0 to {teacher.choices - 1}, not {wrong or 'none'}; mend the list")
-
-
-def check_told(teacher: Denoiser) -> None:
-    if teacher.encode_texts is not None and teacher.prompts is None:
-        raise UserError(
-            f"{teacher.name!r} is told a text with each image, and none is given; give prompts, one a line of a file"
-        )
 
 
 def batches(first: int, count: int, batch_size: int) -> Iterator[range]:

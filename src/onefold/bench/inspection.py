@@ -22,7 +22,6 @@ from onefold.errors import UserError
 from onefold.pictures import COLUMNS, labelled_rows, save_png
 from onefold.process import DiscreteVP
 from onefold.progress import Progress, Tell, silent
-from onefold.sampling import check_told
 
 MOST_DATA = 128  # images that are denoised for the table
 PICTURE = "inspect.png"
@@ -96,7 +95,7 @@ def inspect(
 
         teacher = load_teacher(teacher, device=device, precision=precision, tell=tell)
     teacher = teacher if prompts is None else teacher.with_prompts(prompts)
-    check_told(teacher)
+    teacher.check_told()
     source, pictures = (None, None) if data is None else read_data(teacher, data, count, device)
     seen = Evidence(teacher, count, seed, report, pictures)
     findings, made = run_checks(seen)

@@ -20,7 +20,7 @@ from onefold.errors import UserError, suggest
 from onefold.grids import Grid
 from onefold.losses import root_mean_square
 from onefold.pictures import COLUMNS, labelled_rows
-from onefold.sampling import check_told, sample
+from onefold.sampling import sample
 from onefold.settings import command_line
 from onefold.solvers import AFS
 from onefold.student import Student
@@ -71,7 +71,7 @@ class Distillation:
     def __init__(self, teacher: Denoiser, grid: Grid, afs: AFS | None, settings: DistillSettings) -> None:
         check_range(teacher, grid)
         check_guidance(teacher, settings.guidance)
-        check_told(teacher)
+        teacher.check_told()
         self.told, shown = teacher.replace(), teacher.prompts
         if teacher.prompts is not None:  # what is looked at is not learned
             self.told.prompts, shown = held_out(teacher.prompts, settings.watched)

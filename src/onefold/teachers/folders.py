@@ -20,6 +20,10 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "DDPMPipeline": ("pixels", "unet"),
     "DDIMPipeline": ("pixels", "unet"),
     "ConsistencyModelPipeline": ("pixels", "unet"),
+    "LDMPipeline": ("latents", "unet"),
+    "DiTPipeline": ("dit", "transformer"),
+    "StableDiffusionPipeline": ("texts", "unet"),
+    "StableDiffusionXLPipeline": ("texts", "unet"),
 }
 Load = Callable[[Parts, Mapping[str, Any]], Denoiser]
 

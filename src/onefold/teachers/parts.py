@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 
 from onefold.errors import UserError, first_line
@@ -52,12 +52,17 @@ class Parts:
             )
         variant = weights_of(folder)[1]
         try:
-            loaded: nn.Module = getattr(import_diffusers(), str(kind)).from_pretrained(
-                folder, use_safetensors=True, variant=variant, local_files_only=True
+            loaded, told = getattr(import_diffusers(), str(kind)).from_pretrained(
+                folder, use_safetensors=True, variant=variant, local_files_only=True, output_loading_info=True
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # diffusers and its files break in many ways
             raise UserError(f"{folder} does not load as a {kind} ({first_line(error)}); restore it") from error
-        return loaded.float().eval().requires_grad_(False)
+        if told["missing_keys"]:  # they would be drawn at random
+            raise UserError(f"{folder} lacks weights of a {kind}, such as {min(told['missing_keys'])}; restore it")
+        network: nn.Module = loaded.float().eval().requires_grad_(False)
+        return network
 
     @property
     def fingerprint(self) -> str:
@@ -65,17 +70,22 @@ class Parts:
         return fingerprint(self.folder(self.network))
 
     def write(self, network: nn.Module, draft: Path) -> str:
-        """The same model with another network; returns its fingerprint. Frozen parts are linked where the disk allows it.
+        """The same model with another network; returns its fingerprint.
 
         Without an index: a stock pipeline would load it and sample it on a grid that is not its own.
         """
-        named = {name for name, kind in self.index.items() if isinstance(kind, list)} | {"scheduler"}
-        for name in sorted(named - LEFT_OUT - {self.network}):
-            if (self.home / name).is_dir():
-                shutil.copytree(self.home / name, draft / name, copy_function=link)
+        self.link_frozen(draft)
+        shutil.copytree(self.folder("scheduler"), draft / "scheduler", copy_function=link)
         saved: Any = network
         saved.save_pretrained(draft / self.network)
         return fingerprint(draft / self.network)
+
+    def link_frozen(self, draft: Path) -> None:
+        """All other parts, linked where the disk allows it."""
+        named = {name for name, kind in self.index.items() if isinstance(kind, list)}
+        for name in sorted(named - LEFT_OUT - {self.network, "scheduler"}):
+            if (self.home / name).is_dir():
+                shutil.copytree(self.home / name, draft / name, copy_function=link)
 
 
 def link(source: str, target: str) -> None:
@@ -87,29 +97,35 @@ def link(source: str, target: str) -> None:
 
 
 def weights_of(folder: Path, stem: str = STEM) -> tuple[list[Path], str | None]:
-    """(files, variant): the plain weights, or the only variant there is."""
-    plain, found = f"{stem}.safetensors", sorted(p.name for p in folder.glob(f"{stem}*.safetensors*"))
-    heads = [name for name in found if name.count("-") == stem.count("-")]  # shards are named by their index
-    if not heads:
+    """(files, variant): the plain weights, or the only variant there is. Shards are named by an index."""
+    kind = re.compile(rf"{stem}(\.\w+)?\.safetensors|{stem}(\.\w+)?\.safetensors\.index(\.\w+)?\.json")
+    found = [(path, match) for path in sorted(folder.glob(f"{stem}.*")) if (match := kind.fullmatch(path.name))]
+    if not found:
         pickles = sorted(p.name for p in folder.glob("*.bin"))
-        what = f"only {pickles[0]}, whose loading can execute code" if pickles else f"no {plain}"
+        what = f"only {pickles[0]}, whose loading can execute code" if pickles else f"no {stem}.safetensors"
         raise UserError(
             f"{folder} has {what}; download it again with its safetensors, or save it with save_pretrained(safe_serialization=True)"
         )
-    head = next((name for name in heads if name in (plain, f"{plain}.index.json")), heads[0])
-    variant = head.removeprefix(f"{stem}.").removesuffix(".index.json").removesuffix("safetensors").strip(".") or None
-    if not head.endswith(".index.json"):
-        return [folder / head], variant
-    listed = read_json(folder / head).get("weight_map")
-    names = sorted(set(listed.values())) if isinstance(listed, dict) else []
-    missing = [
-        name for name in names if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file()
-    ]
-    if missing or not names:
-        raise UserError(
-            f"{folder} is not complete: {missing[0] if missing else 'every shard'} is missing; download it again"
-        )
-    return [folder / name for name in names], variant
+    variants = {"".join(group or "" for group in match.groups()).strip("."): path for path, match in found}
+    variant = min(variants)  # the plain one is ""
+    head = variants[variant]
+    paths = [head] if head.suffix == ".safetensors" else shards(head)
+    missing = next((path for path in (head, *paths) if not path.is_file()), None)
+    if missing:
+        raise UserError(f"{folder} is not complete: {missing.name} is missing; download it again")
+    return paths, variant or None
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names, beside it."""
+    listed = read_json(index).get("weight_map")
+    names = (
+        set(listed.values()) if isinstance(listed, dict) and all(isinstance(n, str) for n in listed.values()) else set()
+    )
+    outside = [name for name in names if Path(name).name != name]
+    if outside or not names:
+        raise UserError(f"{index} names {outside[0] if outside else 'no files'}, expected files beside it; restore it")
+    return sorted(index.parent / name for name in names)
 
 
 def fingerprint(folder: Path) -> str:

@@ -16,7 +16,7 @@ def load(parts: Parts, card: Mapping[str, Any]) -> Denoiser:
     process, prediction = read_scheduler(parts.folder("scheduler"))
     config = parts.config("unet")
     unet: Any = parts.load("unet", "UNet2DModel")
-    null, embeds = card.get("null_label"), config.get("num_class_embeds")
+    null, embeds = card.get("null_label"), whole(parts, config, "num_class_embeds")
     return Denoiser(
         unet,
         process,
@@ -25,19 +25,41 @@ def load(parts: Parts, card: Mapping[str, Any]) -> Denoiser:
         call=call_unet,
         classes=card.get("classes", embeds),
         null={} if null is None else {"labels": null},
+        continuous_time=time_of(parts, config) != "learned",
     )
+
+
+def time_of(parts: Parts, config: Mapping[str, Any]) -> str:
+    """How the network reads its time: whole numbers only where it learnt each of them."""
+    kind: str = config.get("time_embedding_type", "positional")
+    if kind not in ("positional", "learned"):
+        raise UserError(
+            f"{parts.home / parts.network} has the time embedding {kind!r}, whose output is a score; expected positional or "
+            "learned, give a network that predicts noise, image or v"
+        )
+    return kind
+
+
+def whole(parts: Parts, config: Mapping[str, Any], name: str) -> int | None:
+    value = config.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise UserError(
+            f"{parts.home / parts.network} names {name} {value!r}; expected a whole number or null, restore its config.json"
+        )
+    return value
 
 
 def state_shape(parts: Parts, config: Mapping[str, Any], *, variance: bool = False) -> tuple[int, int, int]:
     """Channels, height and width of what a network denoises, as its config tells them."""
     size, channels, out = (config.get(key) for key in ("sample_size", "in_channels", "out_channels"))
     sizes = [size, size] if isinstance(size, int) else size
-    whole = isinstance(sizes, list) and len(sizes) == 2 and all(isinstance(side, int) and side > 0 for side in sizes)
-    if not whole or not isinstance(channels, int):
+    known = isinstance(sizes, list) and len(sizes) == 2 and all(isinstance(side, int) and side > 0 for side in sizes)
+    if not known or not isinstance(channels, int):
         raise UserError(
             f"{parts.home / parts.network} names sample_size {size!r} and in_channels {channels!r}; expected whole numbers, "
             "write them into its config.json"
         )
+    out = channels if out is None else out
     if out not in ((channels, 2 * channels) if variance else (channels,)):
         raise UserError(
             f"{parts.home / parts.network} takes {channels} channels and gives {out}: inpainting, upscaling and other networks "

@@ -10,14 +10,9 @@ from torch import Tensor
 
 from onefold.errors import UserError, first_line
 from onefold.metrics.extractors import Extractor
-from onefold.metrics.extractors.pretrained import (
-    identity_of,
-    import_class,
-    load_model,
-    model_folder,
-    preprocessing_of,
-)
+from onefold.metrics.extractors.pretrained import identity_of, load_model, model_folder, preprocessing_of
 from onefold.metrics.extractors.running import as_rgb, extraction, plain
+from onefold.networks.transformers import import_class
 
 
 def build(name: str, weights: Path | None, device: torch.device) -> Extractor:
@@ -42,7 +37,7 @@ def text_features(weights: Path | None, device: torch.device) -> Callable[[Seque
     """Texts -> float32 N D on the CPU. Texts are cut to the length that the model knows."""
     folder = model_folder("clip", weights, ["clip"])
     network = load_model("clip", folder, "CLIPModel").to(device)
-    kind = import_class("clip", "CLIPTokenizer")
+    kind = import_class("extractor 'clip'", "CLIPTokenizer")
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers and its files break in many ways

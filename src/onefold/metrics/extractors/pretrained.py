@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onefold.errors import UserError, first_line, root
+from onefold.errors import UserError, first_line
 from onefold.files import read_json, sha256
 from onefold.metrics.extractors.preprocessing import Preprocessing, read_preprocessing
+from onefold.networks.transformers import import_class, quiet
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
@@ -38,7 +38,7 @@ def model_folder(name: str, folder: Path | None, kinds: Sequence[str]) -> Path:
 
 def load_model(name: str, folder: Path, kind: str) -> Any:
     """A class of transformers with all of its weights: one that is missing would be drawn at random."""
-    found = import_class(name, kind)
+    found = import_class(f"extractor {name!r}", kind)
     try:
         with quiet():
             model, told = found.from_pretrained(
@@ -49,38 +49,6 @@ def load_model(name: str, folder: Path, kind: str) -> Any:
     if told["missing_keys"]:
         raise UserError(f"{folder} lacks weights of a {kind}, such as {min(told['missing_keys'])}; restore it")
     return model.float().eval().requires_grad_(False)
-
-
-def import_class(name: str, kind: str) -> Any:
-    """transformers imports torchvision when it is installed, and one that was built for another torch breaks it."""
-    try:
-        import transformers
-
-        return getattr(transformers, kind)
-    except Exception as error:
-        remedy = "install it with: pip install 'onefold[text]'"
-        if "torchvision" in str(root(error)):
-            remedy = "pip uninstall torchvision, or install the build that belongs to this torch"
-        raise UserError(
-            f"extractor {name!r} needs transformers with its {kind}, which does not load "
-            f"({first_line(root(error))}); {remedy}"
-        ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No bar and no report of transformers: what is wrong is told by the one sentence of an error."""
-    from transformers.utils import logging
-
-    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bar:
-            logging.enable_progress_bar()
 
 
 def preprocessing_of(folder: Path) -> Preprocessing:
