@@ -86,6 +86,16 @@ class Parts:
         for name in sorted(named - LEFT_OUT - {self.network, "scheduler"}):
             if (self.home / name).is_dir():
                 shutil.copytree(self.home / name, draft / name, copy_function=link)
+                without_variant(draft / name)
+
+
+def without_variant(folder: Path) -> None:
+    """The only kind of weights goes by the plain name, which everybody looks for."""
+    for path in folder.glob("*.*.safetensors"):
+        stem = path.name.partition(".")[0]
+        plain = path.with_name(f"{stem}.safetensors")
+        if "-of-" not in stem and not plain.exists():
+            path.rename(plain)
 
 
 def link(source: str, target: str) -> None:
