@@ -21,7 +21,7 @@ from onefold.errors import UserError
 from onefold.export.hosts import PIXELS, host_of, parts_of
 from onefold.export.steps import start_scale, steps_of
 from onefold.export.stock import Stock, has_guidance, shipped_network, stock_form, stock_network
-from onefold.files import atomic_folder
+from onefold.files import atomic_folder, read_json
 from onefold.networks.unet import import_diffusers
 from onefold.pictures import labelled_rows
 from onefold.sampling import labels_for
@@ -88,12 +88,23 @@ def save_in_host(student: Student, form: Stock, draft: Path) -> None:
     """The teacher's own pipeline with the student's network and scheduler, and without what judges its images."""
     parts = parts_of(student)
     parts.link_frozen(draft)
+    for config in draft.glob("*/config.json"):
+        read_in_float32(config)
     stock_network(student, form).save_pretrained(draft / parts.network)
     form.scheduler.save_pretrained(draft / "scheduler")
     left_out = {name: [None, None] for name in LEFT_OUT if name in parts.index}
     told = {"requires_safety_checker": False} if "requires_safety_checker" in parts.index else {}
     scheduler = {"scheduler": ["diffusers", type(form.scheduler).__name__]}
     (draft / INDEX).write_text(json.dumps({**parts.index, **scheduler, **left_out, **told}, indent=1) + "\n")
+
+
+def read_in_float32(config: Path) -> None:
+    """Text encoders load in the precision that their config names; beside a float32 network that must be the same."""
+    said = read_json(config)
+    named = {key: "float32" for key in ("dtype", "torch_dtype") if key in said}
+    if named:
+        config.unlink()  # it may be the teacher's own file
+        config.write_text(json.dumps({**said, **named}, indent=1) + "\n")
 
 
 def save_own_pipeline(student: Student, draft: Path) -> None:
