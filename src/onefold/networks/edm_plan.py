@@ -10,6 +10,7 @@ from onefold.errors import UserError
 from onefold.settings import Settings
 
 Count = Annotated[int, Field(ge=1, le=16)]
+Tap = Annotated[int, Field(ge=0, le=1000)]
 
 
 class Architecture(Settings):
@@ -60,7 +61,7 @@ class Song(Architecture):
     channel_mult_noise: Count = 1
     encoder_type: Literal["standard", "skip", "residual"] = "standard"
     decoder_type: Literal["standard", "skip"] = "standard"
-    resample_filter: tuple[int, ...] = Field((1, 1), min_length=2, max_length=16)
+    resample_filter: tuple[Tap, ...] = Field((1, 1), min_length=2, max_length=16)
 
     @model_validator(mode="after")
     def filters(self) -> Self:

@@ -190,7 +190,7 @@ def alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON ({first_line(error)}); restore it") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object, not {type(values).__name__}; restore it")
