@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onefold.errors import UserError, first_line, suggest
-from onefold.networks.edm_layers import Block, Conv, Fourier, Style, Waves, norm
+from onefold.networks.edm_layers import Block, Conv, Fourier, Linear, Style, Waves, norm
 from onefold.networks.edm_plan import ADM, Song
 from onefold.settings import build
 
@@ -28,7 +28,7 @@ class EDMNetwork(nn.Module):
     """
 
     decoder_attends = False  # in all of a level's blocks, or in the last one only
-    map_layer0: nn.Linear
+    map_layer0: Linear
 
     def __init__(self, architecture: Song | ADM, style: Style) -> None:
         super().__init__()
@@ -145,9 +145,9 @@ class SongUNet(EDMNetwork):
         super().__init__(plan, style)
         told = plan.model_channels * plan.channel_mult_noise
         self.map_noise = Fourier(told) if plan.embedding_type == "fourier" else Waves(told, reaches=True)
-        self.map_label = nn.Linear(plan.label_dim, told) if plan.label_dim else None
-        self.map_augment = nn.Linear(plan.augment_dim, told, bias=False) if plan.augment_dim else None
-        self.map_layer0, self.map_layer1 = nn.Linear(told, wide), nn.Linear(wide, wide)
+        self.map_label = Linear(plan.label_dim, told) if plan.label_dim else None
+        self.map_augment = Linear(plan.augment_dim, told, bias=False) if plan.augment_dim else None
+        self.map_layer0, self.map_layer1 = Linear(told, wide), Linear(wide, wide)
         for layer in (self.map_label, self.map_augment, self.map_layer0, self.map_layer1):
             if layer is not None:
                 style.first(layer)
@@ -214,12 +214,12 @@ class DhariwalUNet(EDMNetwork):
         style = Style(wide, (1, 1), plan.dropout, 1e-5, 1.0, True, False, 64, "adm")
         super().__init__(plan, style)
         self.map_noise = Waves(plan.model_channels, reaches=False)
-        self.map_augment = nn.Linear(plan.augment_dim, plan.model_channels, bias=False) if plan.augment_dim else None
-        self.map_layer0, self.map_layer1 = nn.Linear(plan.model_channels, wide), nn.Linear(wide, wide)
-        self.map_label = nn.Linear(plan.label_dim, wide, bias=False) if plan.label_dim else None
+        self.map_augment = Linear(plan.augment_dim, plan.model_channels, bias=False) if plan.augment_dim else None
+        self.map_layer0, self.map_layer1 = Linear(plan.model_channels, wide), Linear(wide, wide)
+        self.map_label = Linear(plan.label_dim, wide, bias=False) if plan.label_dim else None
         if self.map_augment is not None:
             style.last(self.map_augment)
-        if self.map_label is not None:
+        if self.map_label is not None and not self.map_label.weight.is_meta:
             nn.init.normal_(self.map_label.weight)  # as an embedding table starts
         for layer in (self.map_layer0, self.map_layer1):
             style.first(layer)

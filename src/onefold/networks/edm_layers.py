@@ -37,6 +37,8 @@ class Style:
     def first(self, layer: nn.Module, gain: float = 1.0) -> None:
         """DDPM++ starts with the Glorot uniform distribution and no bias, ADM with torch's own default."""
         weight, bias = tensors(layer)
+        if weight.is_meta:  # its values come from a file
+            return
         if self.family == "adm":
             spread = 1 / math.sqrt(weight[0].numel())
             nn.init.uniform_(weight, -spread, spread)
@@ -49,6 +51,8 @@ class Style:
 
     def last(self, layer: nn.Module) -> None:
         weight, bias = tensors(layer)
+        if weight.is_meta:
+            return
         if self.family == "adm":
             nn.init.zeros_(weight)
         else:
@@ -61,6 +65,13 @@ def tensors(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     assert isinstance(weight, Tensor)
     return weight, bias if isinstance(bias, Tensor) else None
+
+
+class Linear(nn.Linear):
+    """Initialised by a `Style` alone."""
+
+    def reset_parameters(self) -> None:
+        pass
 
 
 class Conv(nn.Module):
@@ -85,10 +96,7 @@ class Conv(nn.Module):
     ) -> None:
         super().__init__()
         self.kernel, self.resample, self.fused, self.box = kernel, resample, fused, tuple(taps) == (1, 1)
-        row = torch.tensor(taps, dtype=torch.float32)
-        self.register_buffer(
-            "resample_filter", None if resample is None else torch.outer(row, row)[None, None] / row.sum() ** 2
-        )
+        self.register_buffer("resample_filter", None if resample is None else separable(taps))
         self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel)) if kernel else None
         self.bias = nn.Parameter(torch.zeros(outputs)) if kernel else None
 
@@ -125,6 +133,12 @@ class Conv(nn.Module):
         return self.resample_filter.to(x.dtype).expand(x.shape[1], -1, -1, -1)
 
 
+def separable(taps: Sequence[int]) -> Tensor:
+    """(1, 1, k, k) with sum 1. Of plain numbers: torch.outer on the meta device would import the compiler, for seconds."""
+    total = sum(taps) ** 2
+    return torch.tensor([[[[a * b / total for b in taps] for a in taps]]], dtype=torch.float32)
+
+
 class Block(nn.Module):
     """Norm, SiLU, convolution, twice, with the time embedding in between; then self-attention where wanted."""
 
@@ -136,7 +150,7 @@ class Block(nn.Module):
         self.heads = style.heads(outputs) if attention else 0
         self.norm0 = norm(inputs, style.eps)
         self.conv0 = Conv(inputs, outputs, 3, resample=resample, taps=style.taps)
-        self.affine = nn.Linear(style.embedding, outputs * (2 if style.film else 1))
+        self.affine = Linear(style.embedding, outputs * (2 if style.film else 1))
         self.norm1 = norm(outputs, style.eps)
         self.conv1 = Conv(outputs, outputs, 3)
         project = inputs != outputs or (resample is not None and style.always_project)
@@ -210,7 +224,8 @@ class Fourier(nn.Module):
 
     def __init__(self, channels: int, scale: float = 16.0) -> None:
         super().__init__()
-        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+        freqs = torch.empty(channels // 2)
+        self.register_buffer("freqs", freqs if freqs.is_meta else freqs.normal_(std=scale))
 
     def forward(self, time: Tensor) -> tuple[Tensor, Tensor]:
         angles = torch.outer(time, 2 * math.pi * self.freqs.to(time.dtype))

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-MOST_OPERATIONS = 2_000_000  # the largest published checkpoint takes a fifth of it
+MOST_OPERATIONS = 1_000_000  # a network of 300 million parameters takes a tenth of it
 LONG_TEXT = 4096  # no text that we look at is longer
 LONG_LINE = 512
 LONG_NUMBER = 64  # bytes
