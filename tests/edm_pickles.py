@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import subprocess
 import sys
 import types
 from collections import OrderedDict
@@ -61,7 +62,13 @@ def state_of(module: torch.nn.Module, arguments: dict[str, Any]) -> dict[str, An
     hooks: dict[str, Any] = {name: OrderedDict() for name in HOOKS}
     own = {"training": False, "_parameters": OrderedDict(module._parameters), "_buffers": OrderedDict(module._buffers)}
     children = OrderedDict((name, record(child)) for name, child in module._modules.items() if child is not None)
-    numbers = {"skip_scale": np.sqrt(0.5), "eps": 1e-6, "num_heads": np.int64(1), "weight": None, "flag": np.bool_(True)}
+    numbers = {
+        "skip_scale": np.sqrt(0.5),
+        "eps": 1e-6,
+        "num_heads": np.int64(1),
+        "weight": None,
+        "flag": np.bool_(True),
+    }
     more = {"_non_persistent_buffers_set": set(), "_is_full_backward_hook": None, "_modules": children, **numbers}
     return {**own, **hooks, **more, "_init_args": (), "_init_kwargs": arguments}
 
@@ -86,14 +93,22 @@ def checkpoint(case: dict[str, Any]) -> dict[str, Any]:
     return {
         "ema": Persistent(kind, state),
         "loss_fn": Persistent("EDMLoss", {"P_mean": -1.2, "P_std": 1.2, "sigma_data": 0.5}),
-        "augment_pipe": Persistent("AugmentPipe", {"p": 0.12, "xflip": float(1e8), "_init_kwargs": EasyDict(xflip=1e8)}),
+        "augment_pipe": Persistent("AugmentPipe", {"p": 0.12, "xflip": 1e8, "_init_kwargs": EasyDict(xflip=1e8)}),
         "dataset_kwargs": EasyDict(class_name="training.dataset.ImageFolderDataset", path="data.zip", use_labels=False),
     }
 
 
+def write(cases: list[dict[str, Any]], folder: Path) -> None:
+    """All files by one other process."""
+    orders = folder / "orders.json"
+    orders.write_text(json.dumps(cases))
+    done = subprocess.run([sys.executable, __file__, str(orders)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def main() -> None:
     stand_ins()
-    for case in json.loads(Path(sys.argv[1]).read_text(), parse_constant=float):
+    for case in json.loads(Path(sys.argv[1]).read_text()):
         with Path(case["path"]).open("wb") as file:
             pickle.dump(checkpoint(case), file, protocol=case.get("protocol", pickle.DEFAULT_PROTOCOL))
 

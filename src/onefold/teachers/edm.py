@@ -7,7 +7,8 @@ edm.json           its preconditioning, its constructor's arguments, the hash of
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ NO_CLASS = -1
 def read_checkpoint(path: str | Path) -> Denoiser:
     """The averaged network of a `.pkl`, without running anything that the file says."""
     path = Path(path).expanduser()
-    with opened(path) as checkpoint:
+    with opened(path) as checkpoint, naming(path):
         found = read_records(checkpoint.content)
-        network = fill(empty(*found.network), found.tensors, checkpoint.load, str(path))
-    denoiser = edm_denoiser(network, preconditioning(*found.preconditioning), path.stem)
+        wrapped = preconditioning(*found.preconditioning)
+        network = fill(empty(*found.network), found.tensors, checkpoint.load)
+        denoiser = edm_denoiser(network, wrapped, path.stem)
     denoiser.card = {**denoiser.card, "source": path.name, "sha256": sha256(path)}
     return denoiser
 
@@ -121,22 +123,32 @@ def load_edm_folder(folder: str | Path) -> Denoiser:
         raise UserError(
             f"{weights} is missing or does not match its checksum; the folder is damaged or was edited, restore it"
         )
-    wrapped = preconditioning(*named(card, "preconditioning", folder))
     try:
         tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{weights} does not load ({first_line(error)}); restore it") from None
-    network = fill(empty(*named(card, "network", folder)), tensors, lambda tensor: tensor, str(folder))
-    denoiser = edm_denoiser(network, wrapped, str(card.get("name", folder.name)))
+    with naming(folder):
+        wrapped = preconditioning(*named(card, "preconditioning"))
+        network = fill(empty(*named(card, "network")), tensors, lambda tensor: tensor)
+        denoiser = edm_denoiser(network, wrapped, str(card.get("name", folder.name)))
     denoiser.card, denoiser.home = {**card, **denoiser.card}, folder
     return denoiser
 
 
-def named(card: Mapping[str, Any], part: str, folder: Path) -> tuple[str, dict[str, Any]]:
+@contextmanager
+def naming(place: Path) -> Iterator[None]:
+    """What is wrong inside of a file or folder, with its name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def named(card: Mapping[str, Any], part: str) -> tuple[str, dict[str, Any]]:
     """(kind, arguments) of a part."""
     facts = card.get(part)
     if not isinstance(facts, dict) or not isinstance(facts.get("kind"), str):
-        raise UserError(f"{folder / CARD} must say under {part!r} of which kind it is; restore it")
+        raise UserError(f"{CARD} must say under {part!r} of which kind it is; restore it")
     return facts["kind"], {name: value for name, value in facts.items() if name != "kind"}
 
 
@@ -146,7 +158,7 @@ def empty(family: str, arguments: Mapping[str, Any]) -> EDMNetwork:
         return build_edm(family, arguments)
 
 
-def fill(network: EDMNetwork, tensors: Mapping[str, Any], load: Any, where: str) -> EDMNetwork:
+def fill(network: EDMNetwork, tensors: Mapping[str, Any], load: Callable[[Any], Tensor]) -> EDMNetwork:
     """Every tensor by its name, none left out and none left over; looked at before any is read."""
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -154,8 +166,8 @@ def fill(network: EDMNetwork, tensors: Mapping[str, Any], load: Any, where: str)
     if off:
         name = off[0][0]
         raise UserError(
-            f"{where} does not fit its own description: {name} has shape {found.get(name)}, expected {wanted.get(name)} "
-            f"(one of {len({name for name, _ in off})} such tensors); get an undamaged copy"
+            f"the tensors do not fit the description of the network: {name} has shape {found.get(name)}, expected {wanted.get(name)}, "
+            f"and is one of {len({name for name, _ in off})} such tensors; get an undamaged copy"
         )
     network.load_state_dict({name: as_float(load(tensors[name])) for name in wanted}, assign=True)
     return network
