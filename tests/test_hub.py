@@ -13,7 +13,7 @@ import pytest
 
 from hub import hub
 from onefold.errors import UserError
-from onefold.teachers import ASSETS, find_folder
+from onefold.teachers import ASSETS, find
 from onefold.teachers.hub import looks_like_hub, wanted
 
 SAMPLE = "import sys; from onefold.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -115,4 +115,4 @@ def test_what_is_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     with pytest.raises(UserError, match="neither bundled nor a folder"):  # a slip in a path asks no hub
-        find_folder("runs/typo", print)
+        find("runs/typo", print)

@@ -33,7 +33,7 @@ def distill(
     named = {"teacher": teacher.name if isinstance(teacher, Denoiser) else teacher, "method": method, "out": out}
     given = {key: str(value) for key, value in named.items() if value is not None}
     chosen = choose({**(read_yaml(config) if config else {}), **settings, **given})
-    if isinstance(teacher, Denoiser) and teacher.home is None:
+    if isinstance(teacher, Denoiser) and teacher.form is None:
         raise UserError(
             f"{teacher.name!r} did not come from a folder, so a student could not be saved; load it from one"
         )

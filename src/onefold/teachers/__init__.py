@@ -40,13 +40,24 @@ def load_teacher(
     from onefold.teachers.folders import load_folder
 
     say = tell or (lambda _: None)
-    folder = find_folder(source, say)
+    found = find(source, say)
     place, chosen = choose(device, precision, say)
-    teacher = load_folder(folder).replace(precision=chosen).to(place)
+    teacher = (load_folder(found) if found.is_dir() else read_file(found)).replace(precision=chosen).to(place)
     return teacher if prompts is None else teacher.with_prompts(prompts)
 
 
-def find_folder(source: str | Path, tell: Tell) -> Path:
+def read_file(path: Path) -> Denoiser:
+    """A checkpoint. Files of other kinds are told apart by their name."""
+    from onefold.teachers.edm import read_checkpoint
+
+    if path.suffix != ".pkl":
+        raise UserError(
+            f"{path} is a file, expected an EDM checkpoint (.pkl) or the folder of a model; give one of these"
+        )
+    return read_checkpoint(path)
+
+
+def find(source: str | Path, tell: Tell) -> Path:
     """Where a model lies; one of the hub is fetched."""
     from onefold.teachers.hub import fetch, looks_like_hub
 
@@ -59,9 +70,7 @@ def find_folder(source: str | Path, tell: Tell) -> Path:
         raise UserError(
             f"unknown teacher {str(source)!r}: neither bundled nor a folder{suggest(str(source), bundled())}"
         )
-    if not folder.is_dir():
-        raise UserError(f"{source} is a file; give the folder of a model")
-    runs = [] if (folder / "unet").is_dir() else runs_inside(folder)
+    runs = [] if folder.is_file() or (folder / "unet").is_dir() else runs_inside(folder)
     if runs:
         raise UserError(f"{source} holds runs, not a model; give one of them: {', '.join(map(str, runs[:5]))}")
     return folder

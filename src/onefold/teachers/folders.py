@@ -25,6 +25,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "StableDiffusionPipeline": ("texts", "unet"),
     "StableDiffusionXLPipeline": ("texts", "unet"),
 }
+EDM_CARD = "edm.json"  # of what was an EDM checkpoint
 Load = Callable[[Parts, Mapping[str, Any]], Denoiser]
 
 
@@ -35,6 +36,8 @@ def load_folder(folder: Path) -> Denoiser:
         raise UserError(
             f"{folder} was exported for plain diffusers, its network's time is changed; give the folder it was exported from"
         )
+    if (folder / EDM_CARD).is_file():
+        return load_edm(folder, card)
     parts, load = family_of(folder, card)
     teacher = load(parts, card)
     weights = parts.fingerprint
@@ -44,6 +47,15 @@ def load_folder(folder: Path) -> Denoiser:
         )
     teacher.name, teacher.home, teacher.form = str(card.get("name", folder.name)), folder, parts
     teacher.card = {**card, "index": dict(parts.index), "sha256": weights}
+    return teacher
+
+
+def load_edm(folder: Path, card: Mapping[str, Any]) -> Denoiser:
+    """A converted checkpoint, or a student of one, whose card says how it is called."""
+    from onefold.teachers.edm import load_edm_folder
+
+    teacher = load_edm_folder(folder)
+    teacher.name = str(card.get("name", teacher.name))
     return teacher
 
 
