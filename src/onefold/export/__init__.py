@@ -22,6 +22,7 @@ from onefold.export.hosts import PIXELS, host_of, parts_of
 from onefold.export.steps import start_scale, steps_of
 from onefold.export.stock import Stock, has_guidance, shipped_network, stock_form, stock_network
 from onefold.files import atomic_folder, read_json
+from onefold.networks.edm import EDMNetwork
 from onefold.networks.unet import import_diffusers
 from onefold.pictures import labelled_rows
 from onefold.sampling import labels_for
@@ -53,7 +54,8 @@ def export(student: Student, folder: str | Path) -> Exported:
     target = Path(folder).expanduser()
     if target.exists():
         raise UserError(f"{target} exists already; choose another folder for the export, or remove it")
-    if not hasattr(student.denoiser.module, "save_pretrained"):
+    network = student.denoiser.module
+    if not hasattr(network, "save_pretrained") and not isinstance(network, EDMNetwork):
         raise UserError(f"{student.name!r} is no network of diffusers, so it cannot be saved as one")
     form = stock_form(student)
     if isinstance(form, str) and host_of(student).told == "prompt":
@@ -108,19 +110,18 @@ def read_in_float32(config: Path) -> None:
 
 
 def save_own_pipeline(student: Student, draft: Path) -> None:
-    from onefold.export import own_pipeline
+    from onefold.export import edm, own_pipeline
 
-    steps, codec = [list(step) for step in steps_of(student)], student.denoiser.codec
-    own_pipeline.StudentPipeline(
-        shipped_network(student),
-        None if codec is None else codec.module,
-        start_scale(student),
-        steps,
-        student.denoiser.classes,
-    ).save_pretrained(draft)
+    steps, codec, network = [list(step) for step in steps_of(student)], student.denoiser.codec, shipped_network(student)
+    own_network = edm.edm_model(student, network) if isinstance(network, EDMNetwork) else network
+    frozen = None if codec is None else codec.module
+    pipeline = own_pipeline.StudentPipeline(own_network, frozen, start_scale(student), steps, student.denoiser.classes)
+    pipeline.save_pretrained(draft)
     (draft / "pipeline.py").write_text(inspect.getsource(own_pipeline))
     index = draft / INDEX  # the pipeline's class is found in the folder's own file
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": ["pipeline", "StudentPipeline"]}))
+    if own_network is not network:
+        edm.bring_code(draft, index)
 
 
 def check(student: Student, draft: Path, *, custom: bool) -> float:

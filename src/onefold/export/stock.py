@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from onefold.export.hosts import PIXELS, host_of, time_layers
 from onefold.export.steps import Step, evaluated, start_scale, steps_of
+from onefold.networks.edm import EDMNetwork
 from onefold.networks.unet import import_diffusers
 from onefold.process import EDM, ContinuousVP, DiscreteVP
 from onefold.student import Student
@@ -37,6 +38,8 @@ class Stock:
 def stock_form(student: Student) -> Stock | str:
     """The stock form, or why there is none."""
     network: Any = student.denoiser.module
+    if isinstance(network, EDMNetwork):
+        return "diffusers has no such network, so the folder brings it"
     config = network.config
     if not isinstance(config.sample_size, int):
         return "its images are not square"
