@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import functools
 import pickle
 import random
 import struct
@@ -122,15 +123,20 @@ def contiguous(size: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(steps[: len(size)])
 
 
+@functools.cache
 def shapes(**changes: Any) -> dict[str, tuple[int, ...]]:
     network = build_edm("SongUNet", {**NETWORK, **changes})
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
+@functools.cache
+def zeros() -> Raw:
+    return Raw(code({name: tensor(storage(torch.Size(size).numel()), size) for name, size in shapes().items()}))
+
+
 def checkpoint(tensors: Any = None, **more: Any) -> dict[str, Any]:
     """A whole checkpoint with all tensors under one roof, zero unless given."""
-    if tensors is None:
-        tensors = {name: tensor(storage(torch.Size(size).numel()), size) for name, size in shapes().items()}
+    tensors = zeros() if tensors is None else tensors
     model = {"_parameters": tensors, "_buffers": {}, "_modules": {}, "_init_args": (), "_init_kwargs": NETWORK, **more}
     state = {
         "sigma_min": 0.0,
@@ -325,7 +331,7 @@ def test_pickles_inside_are_read_as_strictly(tmp_path: Path, canary: str) -> Non
         refused(tmp_path, program({"ema": tensor(storage(1, label=label), (1,))}), "'os' 'system'")
     nested = tensor(storage(1, label=Call(("torch.storage", "_load_from_bytes"), (b"x",))), (1,))
     refused(tmp_path, program({"ema": nested}), "'torch.storage'")
-    refused(tmp_path, program({"ema": tensor(b"PK\x03\x04" + bytes(100), (1,))}))
+    refused(tmp_path, program({"ema": tensor(b"PK\x03\x04" + bytes(100), (1,))}), "zip")
 
 
 # Memory and time
@@ -389,10 +395,10 @@ def test_wrong_lengths_and_orders(content: bytes, tmp_path: Path) -> None:
     [
         b"]" * 100_000 + b"a" * 99_999,
         b")" + b"\x85" * 100_000,
-        b"}" + b"N}" * 30_000 + b"s" * 30_000,
-        b"]" + b"\x94]h\x00a" * 30_000,
-        b"(" * 30_000 + b"N" + b"l" * 30_000,
-        (named(DICT) + b")\x81}\x8c\x08_modules}\x8c\x01a") * 20_000 + b"N" + b"ssb" * 20_000,
+        b"}" + b"N}" * 20_000 + b"s" * 20_000,
+        b"]" + b"\x94]h\x00a" * 20_000,
+        b"(" * 20_000 + b"N" + b"l" * 20_000,
+        (named(DICT) + b")\x81}\x8c\x08_modules}\x8c\x01a") * 5_000 + b"N" + b"ssb" * 5_000,
     ],
 )
 def test_depth(deep: bytes, tmp_path: Path) -> None:
@@ -536,7 +542,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_checkpoint(tmp_path / "none.pkl")
     torch.save({"ema": torch.zeros(3)}, tmp_path / "zip.pt")
-    with pytest.raises(UserError, match=r"zip\.pt"):
+    with pytest.raises(UserError, match=r"zip\.pt .* a zip file of torch\.save"):
         read_checkpoint(tmp_path / "zip.pt")
 
 

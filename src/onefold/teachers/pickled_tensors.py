@@ -119,12 +119,20 @@ def opened(path: Path) -> Iterator[Checkpoint]:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             allowance = Allowance(MOST_OPERATIONS, size)
-            content = Machine(Source(file.fileno(), 0, size), CHECKPOINT, allowance).run()
+            source = Source(file.fileno(), 0, size)
+            refuse_zip(source)
+            content = run(source, CHECKPOINT, allowance)
             yield Checkpoint(content, file.fileno(), allowance)
     except Unreadable as error:
         raise UserError(f"{path} does not load as an EDM checkpoint: {error.reason}; {error.remedy}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); give a .pkl file of an EDM network") from None
+
+
+def refuse_zip(source: Source) -> None:
+    """`pickle.dump` never writes one, not even for the tensors inside."""
+    if source.starts_with(b"PK\x03\x04"):
+        raise Unreadable("it is, or holds, a zip file of torch.save", "give a file that pickle.dump wrote")
 
 
 # What names in a checkpoint stand for.
@@ -149,6 +157,7 @@ def storage_from_bytes(machine: Machine, arguments: tuple[Any, ...]) -> Storage:
     if type(span) is not Span:
         raise wrong("a tensor's storage")
     source = Source(machine.source.handle, span.start, span.start + span.length)
+    refuse_zip(source)
     read = partial(run, source, allowance=machine.allowance)
     if (read(PLAIN), read(PLAIN)) != (MAGIC, VERSION):
         raise wrong("a tensor's storage")

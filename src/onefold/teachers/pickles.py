@@ -110,6 +110,9 @@ class Source:
         if count > left or len(self.chunk) < count:
             raise cut_off(self.at)
 
+    def starts_with(self, letters: bytes) -> bool:
+        return len(letters) <= self.end - self.at and os.pread(self.handle, len(letters), self.at) == letters
+
     def number(self, layout: str) -> Any:
         return struct.unpack(layout, self.read(struct.calcsize(layout)))[0]
 
