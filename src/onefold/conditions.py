@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -78,7 +79,7 @@ def load_prompts(path: Path) -> Prompts:
     return Prompts(tuple(texts), parts["table"], parts["nothing"])
 
 
-def fit(texts: object, parts: Mapping[str, Conditions]) -> bool:
+def fit(texts: Any, parts: Mapping[str, Conditions]) -> bool:
     """A row a text in every table, one of the same shape for no text, and nothing else."""
     told = isinstance(texts, list) and len(texts) > 0 and all(isinstance(text, str) for text in texts)
     if (
