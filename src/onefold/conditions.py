@@ -66,7 +66,7 @@ def load_prompts(path: Path) -> Prompts:
         with safe_open(path, "pt") as file:
             texts = json.loads((file.metadata() or {})[TEXTS])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise UserError(
             f"{path} holds no encoded prompts ({first_line(error)}); give a text file, or what Prompts.save wrote"
         ) from None
