@@ -33,8 +33,8 @@ for job in json.load(open(sys.argv[1])):
     pipe = DiffusionPipeline.from_pretrained(job["folder"], trust_remote_code=job["custom"])
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in job["seeds"]]
-    images = pipe(len(generators), generator=generators, output_type="pt", **job["call"]).images
-    torch.save(images, job["folder"] + ".pt")
+    images = pipe(generator=generators, output_type="np", **job["call"]).images
+    torch.save(torch.from_numpy(images).permute(0, 3, 1, 2), job["folder"] + ".pt")
 try:
     import onefold
     raise SystemExit("onefold is on the path")
@@ -108,7 +108,7 @@ def own_images(student: Student) -> Tensor:
 def job(student: Student, folder: Path, *, custom: bool) -> dict[str, Any]:
     labels = chosen_labels(student.denoiser, 5, range(COUNT), None)
     call: dict[str, Any] = {} if labels is None else {"class_labels": labels.tolist()}
-    call |= {} if custom else {"num_inference_steps": student.calls}
+    call |= {"batch_size": COUNT} | ({} if custom else {"num_inference_steps": student.calls})
     noise = [seeds.image_seed(5, index) for index in range(COUNT)]
     return {"folder": str(folder), "custom": custom, "seeds": noise, "call": call}
 

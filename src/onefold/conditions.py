@@ -43,6 +43,11 @@ class Prompts:
     def rows(self, numbers: Tensor) -> dict[str, Tensor]:
         return {key: rows[numbers] for key, rows in self.table.items()}
 
+    def part(self, rows: range) -> Prompts:
+        """These texts alone."""
+        place = slice(rows.start, rows.stop)
+        return replace(self, texts=self.texts[place], table={key: table[place] for key, table in self.table.items()})
+
     @cached_property
     def fingerprint(self) -> str:
         """Of the texts, and of what the encoder makes of no text: another encoder makes something else."""
@@ -81,9 +86,10 @@ def load_prompts(path: Path) -> Prompts:
 
 def fit(texts: Any, parts: Mapping[str, Conditions]) -> bool:
     """A row a text in every table, one of the same shape for no text, and nothing else."""
-    told = isinstance(texts, list) and len(texts) > 0 and all(isinstance(text, str) for text in texts)
     if (
-        not told
+        not isinstance(texts, list)
+        or not texts
+        or not all(isinstance(text, str) for text in texts)
         or parts.keys() != {"table", "nothing"}
         or not parts["table"]
         or parts["table"].keys() != parts["nothing"].keys()

@@ -58,8 +58,9 @@ def choose(values: dict[str, Any]) -> Any:
 def build_engine(chosen: Any, teacher: str | Path | Denoiser | None, progress: Progress | None, say: Tell) -> Engine:
     device, precision = devices.choose(chosen.device, chosen.precision, say)
     loaded = teacher if isinstance(teacher, Denoiser) else load_teacher(chosen.teacher, device=str(device))
-    loaded.check_told()
-    method = find(chosen.method)[0](loaded.replace(precision=precision).to(device), chosen)
+    ready = loaded.replace(precision=precision).to(device)
+    ready = ready if chosen.prompts is None else ready.with_prompts(chosen.prompts)
+    method = find(chosen.method)[0](ready, chosen)
     return Engine(
         method,
         chosen,
@@ -67,7 +68,11 @@ def build_engine(chosen: Any, teacher: str | Path | Denoiser | None, progress: P
         start_processes(device, chosen),
         precision=precision,
         result="student",
-        identity={"teacher": loaded.card.get("sha256"), "grid": method.grid.to_dict()},
+        identity={
+            "teacher": loaded.card.get("sha256"),
+            "grid": method.grid.to_dict(),
+            "prompts": ready.prompts.fingerprint if ready.prompts else None,
+        },
         progress=progress,
         tell=say,
     )

@@ -42,7 +42,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             draft.mkdir()
             yield draft
             for item in draft.rglob("*"):
-                if item.is_file():
+                if item.is_file() and item.stat().st_nlink == 1:  # a linked file is another's too
                     item.chmod(0o644)  # safetensors writes for the owner only
                 sync(item)
             sync(draft)

@@ -22,10 +22,13 @@ from onefold.solvers import AFS, get_solver, steps_for
 
 
 def labels_for(teacher: Denoiser, seed: int, indices: Sequence[int]) -> Tensor | None:
-    """The number of image i's class or prompt, drawn from (seed, i); none for a teacher that is told nothing."""
-    if teacher.choices is None:
+    """The number of image i's class, drawn from (seed, i), or of its prompt: these take turns. None for a teacher that is told
+    nothing."""
+    if teacher.prompts is not None:
+        return torch.tensor([index % len(teacher.prompts) for index in indices])
+    if teacher.classes is None:
         return None
-    return torch.tensor([seeds.integer(teacher.choices, seed, seeds.LABEL, index) for index in indices])
+    return torch.tensor([seeds.integer(teacher.classes, seed, seeds.LABEL, index) for index in indices])
 
 
 def sample(
@@ -39,6 +42,7 @@ def sample(
     end: End = "zero",
     afs: AFS | None = None,
     labels: Sequence[int] | None = None,
+    prompts: str | Path | Sequence[str] | None = None,
     guidance: float | None = None,
     batch_size: int = 64,
     first: int = 0,
@@ -49,13 +53,14 @@ def sample(
 
     `calls` are network calls an image may cost (guidance doubles them); a solver that needs two for a step makes half the
     steps, and a `grid` of given levels says by itself how many. `labels` are repeated over the images; without them each
-    image draws its own. Further settings are the solver's, such as eta of `ddim`.
+    image draws its own. `prompts` (a list, or a file with one a line) take turns too. Further settings are the solver's, such as eta of `ddim`.
     """
     if isinstance(teacher, (str, Path)):
         from onefold.teachers import load_teacher
 
         teacher = load_teacher(teacher)
     model = teacher if guidance is None else teacher.replace(guidance=guidance)
+    model = model if prompts is None else model.with_prompts(prompts)
     check_request(model, count, calls, batch_size, labels)
     report = progress or silent
     plan = Plan(solver, plan_grid(model, solver, calls, grid, end, afs, report), afs, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def inspect(
     teacher: str | Path | Denoiser,
     data: str | Path | ImageData | None = None,
     *,
+    prompts: str | Path | Sequence[str] | None = None,
     count: int = 16,
     seed: int = 0,
     out: str | Path | None = None,
@@ -92,6 +94,8 @@ def inspect(
         from onefold.teachers import load_teacher
 
         teacher = load_teacher(teacher, device=device, precision=precision, tell=tell)
+    teacher = teacher if prompts is None else teacher.with_prompts(prompts)
+    teacher.check_told()
     source, pictures = (None, None) if data is None else read_data(teacher, data, count, device)
     seen = Evidence(teacher, count, seed, report, pictures)
     findings, made = run_checks(seen)

@@ -9,10 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from onefold.cli.common import program, say, say_json, table, tell
-from onefold.cli.running import BatchSize, Budget, Config, Device, Out, Precision, Seed, Sets, gather
+from onefold.cli.running import BatchSize, Budget, Config, Device, Out, Precision, Prompts, Seed, Sets, gather
 
 Teacher = Annotated[
-    str | None, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
+    str | None,
+    typer.Argument(
+        help="A bundled teacher's name, a folder with a model, an EDM .pkl, or a name on the Hugging Face hub.",
+        show_default=False,
+    ),
 ]
 Method = Annotated[str | None, typer.Option(help="How (sfd); `onefold methods` tells.", show_default=False)]
 Calls = Annotated[int | None, typer.Option(help="Network calls of the student (4).", show_default=False)]
@@ -35,6 +39,7 @@ def distill_command(
     calls: Calls = None,
     budget: Budget = None,
     preset: Preset = None,
+    prompts: Prompts = None,
     out: Out = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
@@ -49,7 +54,7 @@ def distill_command(
     For the settings of a method: onefold methods sfd
     """
     words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "preset": preset, "out": out}
-    words |= {"batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
+    words |= {"prompts": prompts, "batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
     needs = {"teacher": NEEDS_TEACHER, "out": "--out (a run folder)"}
     example = "onefold distill digits8 --calls 4 --budget 2m --out runs/digits4"
     values = gather(words, config, settings, needs, example)
@@ -89,6 +94,7 @@ def plan_command(
     calls: Calls = None,
     budget: Budget = None,
     preset: Preset = None,
+    prompts: Prompts = None,
     out: Out = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
@@ -103,7 +109,7 @@ def plan_command(
     Takes the options of `onefold distill`; nothing is kept or written.
     """
     words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "preset": preset, "out": out}
-    words |= {"batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
+    words |= {"prompts": prompts, "batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
     values = gather(words, config, settings, {"teacher": NEEDS_TEACHER}, "onefold plan digits8 --calls 4 --budget 200k")
     from onefold.distilling import plan
 

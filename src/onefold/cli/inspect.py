@@ -20,7 +20,11 @@ def register(app: typer.Typer) -> None:
 
 def inspect_command(
     teacher: Annotated[
-        str, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
+        str,
+        typer.Argument(
+            help="A bundled teacher's name, a folder with a model, an EDM .pkl, or a name on the Hugging Face hub.",
+            show_default=False,
+        ),
     ],
     data: Annotated[
         str | None,
@@ -28,6 +32,9 @@ def inspect_command(
             help="What it was trained on, for its denoising error: a folder, an .npz, hf:NAME or digits.",
             show_default=False,
         ),
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="For models of texts: a file with one a line.", show_default=False)
     ] = None,
     count: Annotated[int, typer.Option(min=2, help="How many images to look at.")] = 16,
     seed: Annotated[int, typer.Option(help="Names the noise.")] = 0,
@@ -51,6 +58,7 @@ def inspect_command(
         inspection = inspect(
             teacher,
             data,
+            prompts=prompts,
             count=count,
             seed=seed,
             out=out,

@@ -21,6 +21,10 @@ Seed = Annotated[int | None, typer.Option(help="Names every random draw of the r
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps; auto says why.", show_default=False)]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default=False)]
 Config = Annotated[Path | None, typer.Option(help="YAML file of settings; options come before it.", show_default=False)]
+Prompts = Annotated[
+    str | None,
+    typer.Option(help="For models of texts: a file with one prompt a line.", show_default=False),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeat it.", show_default=False),

@@ -28,7 +28,11 @@ def register(app: typer.Typer) -> None:
 
 def sample_command(
     teacher: Annotated[
-        str, typer.Argument(help="A bundled teacher's name, or a folder with a model.", show_default=False)
+        str,
+        typer.Argument(
+            help="A bundled teacher's name, a folder with a model, an EDM .pkl, or a name on the Hugging Face hub.",
+            show_default=False,
+        ),
     ],
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
     calls: Annotated[int | None, typer.Option(help="Network calls for each image (10).", show_default=False)] = None,
@@ -61,6 +65,12 @@ def sample_command(
     labels: Annotated[
         str | None, typer.Option(help="Classes, repeated over the images: 0,1,2 or 0-9.", show_default=False)
     ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="For models of texts: a file with one a line, in turn.", show_default=False)
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="For models of texts: what to show; repeat it.", show_default=False)
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance; other than 1 it doubles the calls.", show_default=False)
     ] = None,
@@ -86,6 +96,8 @@ def sample_command(
     asked = given({"solver": solver, "calls": calls, "grid": grid, "end": end, "afs": afs, "eta": eta})
     model, way, told = load(teacher, device, precision, asked)
     model = model if guidance is None else model.replace(guidance=guidance)
+    texts = prompt or prompts
+    model = model if texts is None else model.with_prompts(texts)
     numbers = {"seed": seed, "first": first}
     images, facts = draw(model, count, labels=wanted, batch_size=batch_size, **way, **numbers)
     write(images, chosen_labels(model, seed, range(first, first + count), wanted), out, targets)

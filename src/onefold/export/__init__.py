@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,20 @@ from torch import Tensor
 
 from onefold import card, seeds
 from onefold.errors import UserError
+from onefold.export.hosts import PIXELS, host_of, parts_of
 from onefold.export.steps import start_scale, steps_of
-from onefold.export.stock import Stock, shipped_network, stock_form, stock_network
-from onefold.files import atomic_folder, sha256
+from onefold.export.stock import Stock, has_guidance, shipped_network, stock_form, stock_network
+from onefold.files import atomic_folder
 from onefold.networks.unet import import_diffusers
 from onefold.pictures import labelled_rows
 from onefold.sampling import labels_for
 from onefold.student import RECIPE, Student
-from onefold.teachers.native import WEIGHTS
+from onefold.teachers.parts import INDEX, LEFT_OUT, fingerprint
 
 FACTS = "onefold.json"
 CLOSE = 1e-4  # of pixels in [-1, 1]: an export gives the student's own images
 CHECKED = 4  # images
+CHECKED_TEXTS = ("a red boat on a lake", "", "two birds", "a portrait of an old woman, oil on canvas")
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,16 @@ def export(student: Student, folder: str | Path) -> Exported:
     if not hasattr(student.denoiser.module, "save_pretrained"):
         raise UserError(f"{student.name!r} is no network of diffusers, so it cannot be saved as one")
     form = stock_form(student)
+    if isinstance(form, str) and host_of(student).told == "prompt":
+        raise UserError(
+            f"{student.name!r} cannot be exported: {form}; distil it with afs=ve, or with a grid that ends at zero"
+        )
     with atomic_folder(target) as draft:
         save_pipeline(student, form, draft)
         difference = check(student, draft, custom=isinstance(form, str))
         exported = Exported(
             folder=str(target),
-            pipeline="StudentPipeline" if isinstance(form, str) else "ConsistencyModelPipeline",
+            pipeline="StudentPipeline" if isinstance(form, str) else host_of(student).pipeline,
             scheduler=None if isinstance(form, str) else type(form.scheduler).__name__,
             custom=form if isinstance(form, str) else None,
             largest_difference=difference,
@@ -68,24 +75,50 @@ def export(student: Student, folder: str | Path) -> Exported:
 
 
 def save_pipeline(student: Student, form: Stock | str, draft: Path) -> None:
-    if isinstance(form, Stock):
+    if isinstance(form, str):
+        save_own_pipeline(student, draft)
+    elif host_of(student) is PIXELS:
         pipeline = import_diffusers().ConsistencyModelPipeline(stock_network(student, form), form.scheduler)
         pipeline.save_pretrained(draft)
-        return
+    else:
+        save_in_host(student, form, draft)
+
+
+def save_in_host(student: Student, form: Stock, draft: Path) -> None:
+    """The teacher's own pipeline with the student's network and scheduler, and without what judges its images."""
+    parts = parts_of(student)
+    parts.link_frozen(draft)
+    stock_network(student, form).save_pretrained(draft / parts.network)
+    form.scheduler.save_pretrained(draft / "scheduler")
+    left_out = {name: [None, None] for name in LEFT_OUT if name in parts.index}
+    told = {"requires_safety_checker": False} if "requires_safety_checker" in parts.index else {}
+    scheduler = {"scheduler": ["diffusers", type(form.scheduler).__name__]}
+    (draft / INDEX).write_text(json.dumps({**parts.index, **scheduler, **left_out, **told}, indent=1) + "\n")
+
+
+def save_own_pipeline(student: Student, draft: Path) -> None:
     from onefold.export import own_pipeline
 
-    steps = [list(step) for step in steps_of(student)]
-    own_pipeline.StudentPipeline(shipped_network(student), start_scale(student), steps).save_pretrained(draft)
+    steps, codec = [list(step) for step in steps_of(student)], student.denoiser.codec
+    own_pipeline.StudentPipeline(
+        shipped_network(student),
+        None if codec is None else codec.module,
+        start_scale(student),
+        steps,
+        student.denoiser.classes,
+    ).save_pretrained(draft)
     (draft / "pipeline.py").write_text(inspect.getsource(own_pipeline))
-    index = draft / "model_index.json"  # the pipeline's class is found in the folder's own file
+    index = draft / INDEX  # the pipeline's class is found in the folder's own file
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": ["pipeline", "StudentPipeline"]}))
 
 
 def check(student: Student, draft: Path, *, custom: bool) -> float:
     """The largest difference between the student's images and the pipeline's, for the same noise."""
-    shipped = student.denoiser.replace(network=shipped_network(student), precision="fp32")
+    shipped = student.denoiser.replace(network=shipped_network(student), precision="fp32", guidance=1.0)
+    if shipped.encode_texts is not None:
+        shipped = shipped.with_prompts(CHECKED_TEXTS)
     ours = replace(student, denoiser=shipped).sample(CHECKED)
-    theirs = draw(draft, student.calls, labels_for(shipped, 0, range(CHECKED)), custom=custom)
+    theirs = draw(draft, student, told_to(student, CHECKED, custom=custom), custom=custom)
     difference = float((ours.clamp(-1, 1) - theirs).abs().max())
     if not difference < CLOSE:
         raise UserError(
@@ -95,7 +128,17 @@ def check(student: Student, draft: Path, *, custom: bool) -> float:
     return difference
 
 
-def draw(folder: Path, calls: int, labels: Tensor | None, *, custom: bool) -> Tensor:
+def told_to(student: Student, count: int, *, custom: bool) -> dict[str, Any]:
+    """The pipeline's arguments for the first images of seed 0."""
+    host, labels = host_of(student), labels_for(student.denoiser, 0, range(count))
+    if host.told == "prompt":
+        return {"prompt": [CHECKED_TEXTS[index % len(CHECKED_TEXTS)] for index in range(count)], **host.call}
+    told: dict[str, Any] = {} if labels is None else {"class_labels": labels.tolist()}
+    size = {"batch_size": count} if custom or host.takes_size else {}
+    return {**size, **told, **({} if custom else host.call)}
+
+
+def draw(folder: Path, student: Student, told: Mapping[str, Any], *, custom: bool) -> Tensor:
     """The first images of seed 0 through plain diffusers, in [-1, 1]."""
     diffusers = import_diffusers()
     diffusers.utils.logging.disable_progress_bar()
@@ -103,17 +146,18 @@ def draw(folder: Path, calls: int, labels: Tensor | None, *, custom: bool) -> Te
     diffusers.utils.logging.enable_progress_bar()
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seeds.image_seed(0, index)) for index in range(CHECKED)]
-    how = {"num_inference_steps": calls, "generator": generators, "output_type": "pt"}
-    images: Tensor = pipe(CHECKED, class_labels=labels, **how).images
-    return 2 * images - 1
+    images = pipe(**told, num_inference_steps=student.calls, generator=generators, output_type="np").images
+    return 2 * torch.from_numpy(images).permute(0, 3, 1, 2) - 1
 
 
 def describe(student: Student, exported: Exported, name: str, draft: Path) -> None:
     """The recipe, the picture and the model card."""
     told = exported.as_dict() | {"folder": name}
-    facts = {**student.facts(), "exported": told, "sha256": sha256(draft / WEIGHTS)}
+    network = "network" if exported.custom else host_of(student).network
+    facts = {**student.facts(), "exported": told, "sha256": fingerprint(draft / network)}
     (draft / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
-    picture = student.picture or labelled_rows([(f"{student.calls} calls", student.sample(10))])
+    texts = None if student.denoiser.encode_texts is None else CHECKED_TEXTS
+    picture = student.picture or labelled_rows([(f"{student.calls} calls", student.sample(CHECKED, prompts=texts))])
     picture.save(draft / card.PICTURE)
     checked = (
         f"images equal the student's own to {exported.largest_difference:.0e}, {CHECKED} images, float32 on the CPU"
@@ -124,21 +168,40 @@ def describe(student: Student, exported: Exported, name: str, draft: Path) -> No
 
 def usage(student: Student, exported: Exported, name: str) -> str:
     """One call that loads and samples, and what to know of it."""
-    classes, steps = student.denoiser.classes, f"num_inference_steps={student.calls}"
-    given = [] if classes is None else [f"class_labels=[{', '.join(str(i % classes) for i in range(8))}]"]
-    given += [] if exported.custom else [steps]
     trust = ", trust_remote_code=True" if exported.custom else ""
-    if exported.custom:
-        know = f"The folder brings its own `pipeline.py` (that is what `trust_remote_code` is for): {exported.custom}."
-    else:
-        know = f"Keep `{steps}`: the network knows these noise levels only, and the pipeline does not refuse others."
-    labels = (
-        "" if classes is None else f" Classes are 0 to {classes - 1}; without `class_labels` they are drawn at random."
-    )
     return f"""```python
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{name}"{trust})
-images = pipe({", ".join(["batch_size=8", *given])}).images
+images = pipe({", ".join(arguments(student, exported))}).images
 ```
-{know}{labels} No guidance: each step is one network call."""
+{" ".join(to_know(student, exported))}"""
+
+
+def arguments(student: Student, exported: Exported) -> list[str]:
+    host, classes, steps = host_of(student), student.denoiser.classes, f"num_inference_steps={student.calls}"
+    labels = [] if classes is None else [f"class_labels=[{', '.join(str(i % classes) for i in range(8))}]"]
+    if exported.custom:
+        return ["batch_size=8", *labels]
+    given = [f"{name}={value!r}" for name, value in host.call.items() if not has_guidance(student)]
+    if host.told == "prompt":
+        return ['["a red boat"] * 4', steps, *given]
+    return [*(["batch_size=8"] if host.takes_size else []), *labels, steps, *given]
+
+
+def to_know(student: Student, exported: Exported) -> list[str]:
+    host, classes, steps = host_of(student), student.denoiser.classes, f"num_inference_steps={student.calls}"
+    if exported.custom:
+        said = [
+            f"The folder brings its own `pipeline.py` (that is what `trust_remote_code` is for): {exported.custom}."
+        ]
+    else:
+        said = [f"Keep `{steps}`: the network knows these noise levels only, and the pipeline does not refuse others."]
+    if classes is not None and (exported.custom or host.takes_size):
+        said.append(f"Classes are 0 to {classes - 1}; without `class_labels` they are drawn at random.")
+    if not host.call or exported.custom:
+        return [*said, "No guidance: each step is one network call."]
+    if has_guidance(student):
+        folded = f"Guidance {student.recipe['settings']['guidance']:g} is folded into the network: each step is one network call"
+        return [*said, f"{folded}, whatever `guidance_scale` says." if host.told == "prompt" else f"{folded}."]
+    return [*said, "With `guidance_scale=1.0` each step is one network call; more guidance costs two."]

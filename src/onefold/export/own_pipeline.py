@@ -8,22 +8,31 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 
 class StudentPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """x = start z, then for each step: u = unet(scale x, time), D = skip (scale x) + out u, x = keep x + add D.
+    """x = start z, then for each step: u = network(scale x, time), D = skip (scale x) + out u, x = keep x + add D.
 
-    `steps` holds (scale, time, skip, out, keep, add) for each of the model's network calls.
+    `steps` holds (scale, time, skip, out, keep, add) for each of the model's network calls. With a `vae` x are latents.
     """
 
+    _optional_components = ("vae",)
+
     # what has a default is kept in model_index.json, the rest are modules with folders of their own
-    def __init__(self, unet: UNet2DModel, start: float = 1.0, steps: list = []) -> None:  # type: ignore[type-arg]  # noqa: B006
+    def __init__(
+        self,
+        network: ModelMixin,
+        vae: ModelMixin | None = None,
+        start: float = 1.0,
+        steps: list = [],  # type: ignore[type-arg]  # noqa: B006
+        classes: int | None = None,
+    ) -> None:
         super().__init__()
-        self.register_modules(unet=unet)
-        self.register_to_config(start=start, steps=steps)
+        self.register_modules(network=network, vae=vae)
+        self.register_to_config(start=start, steps=steps, classes=classes)
 
     @torch.no_grad()
     def __call__(
@@ -40,19 +49,20 @@ class StudentPipeline(DiffusionPipeline):  # type: ignore[misc]
         steps: list[list[float]] = self.config.steps
         if num_inference_steps not in (None, len(steps)):
             raise ValueError(f"this model makes {len(steps)} network calls, not {num_inference_steps}; leave it out")
-        unet, device = self.unet, self._execution_device
-        size = unet.config.sample_size
+        network, device = self.network, self._execution_device
+        size, channels = network.config.sample_size, network.config.in_channels
         height, width = (size, size) if isinstance(size, int) else size
-        shape = (batch_size, unet.config.in_channels, height, width)
+        shape = (batch_size, channels, height, width)
         z = randn_tensor(shape, generator=generator, device=device) if latents is None else latents.to(device)
         x = self.config.start * z.float()
         labels = self.labels(len(z), class_labels)
         for scale, time, skip, out, keep, add in self.progress_bar(steps):
             seen = scale * x
             times = torch.full((len(x),), time, device=device)
-            output = unet(seen.to(unet.dtype), times, class_labels=labels).sample.float()
+            output = network(seen.to(network.dtype), times, class_labels=labels).sample[:, :channels].float()
             x = keep * x + add * (skip * seen + out * output)
-        images: Any = (x / 2 + 0.5).clamp(0, 1).cpu()
+        x = x if self.vae is None else self.vae.decode((x / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        images: Any = (x.float() / 2 + 0.5).clamp(0, 1).cpu()
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).numpy()
             images = self.numpy_to_pil(images) if output_type == "pil" else images
@@ -60,7 +70,7 @@ class StudentPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def labels(self, batch_size: int, class_labels: Tensor | Sequence[int] | int | None) -> Tensor | None:
         """Given, or drawn; none for a network without classes."""
-        classes: int | None = self.unet.config.num_class_embeds
+        classes: int | None = self.config.classes
         if classes is None:
             return None
         if class_labels is None:

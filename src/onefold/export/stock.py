@@ -15,18 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onefold.export.hosts import PIXELS, host_of, time_layers
 from onefold.export.steps import Step, evaluated, start_scale, steps_of
 from onefold.networks.unet import import_diffusers
 from onefold.process import EDM, ContinuousVP, DiscreteVP
 from onefold.student import Student
 from onefold.teachers.schedulers import DIFFUSERS_NAMES
 
+TOLD_OF_GUIDANCE = 4  # numbers, the fewest that the pipelines can make
 TABLE = 1000  # entries at most, as in the field's own schedulers
 
 
 @dataclass(frozen=True)
 class Stock:
-    """A scheduler for ConsistencyModelPipeline, and the time steps it tells the network; None: a constant is folded in."""
+    """A scheduler for the student's host, and the time steps it tells the network; None: a constant is folded in."""
 
     scheduler: Any
     entries: tuple[int, ...] | None
@@ -34,11 +36,11 @@ class Stock:
 
 def stock_form(student: Student) -> Stock | str:
     """The stock form, or why there is none."""
-    unet: Any = student.denoiser.module
-    config = unet.config
+    network: Any = student.denoiser.module
+    config = network.config
     if not isinstance(config.sample_size, int):
         return "its images are not square"
-    if config.time_embedding_type != "positional":
+    if config.get("time_embedding_type", "positional") != "positional":
         return f"its network has a {config.time_embedding_type} time embedding"
     process = student.denoiser.process
     if isinstance(process, (DiscreteVP, ContinuousVP)):
@@ -49,7 +51,7 @@ def stock_form(student: Student) -> Stock | str:
 
 
 def vp_form(student: Student) -> Stock | str:
-    levels, start = evaluated(student), start_scale(student)
+    levels, start, host = evaluated(student), start_scale(student), host_of(student)
     stride = best_stride(student.denoiser.module, len(levels) - 1)
     if stride is None:
         return f"its time embedding is too small to tell {len(levels) - 1} steps apart"
@@ -60,18 +62,26 @@ def vp_form(student: Student) -> Stock | str:
         "prediction_type": DIFFUSERS_NAMES[student.denoiser.prediction],
     }
     entries = entries_of(len(levels) - 1, stride)
-    if math.isinf(levels[0]):
-        if end != "zero":  # DDIM would end in its own coordinates, a x
-            return "no stock scheduler goes from pure noise to sigma_min"
-        return Stock(diffusers.DDIMScheduler(**common, timestep_spacing="trailing", clip_sample=False), entries)
+    trailing: dict[str, Any] = {"timestep_spacing": "trailing", "steps_offset": 1}
     # both spacings come to the same entries; "trailing" starts at sigma z, "leading" at sqrt(1 + sigma^2) z
-    if math.isclose(start, levels[0], rel_tol=1e-9):
-        how: dict[str, Any] = {"timestep_spacing": "trailing"}
-    elif math.isclose(start, math.hypot(1, levels[0]), rel_tol=1e-9):
+    at_sigma = math.isclose(start, levels[0], rel_tol=1e-9)
+    at_prior = math.isinf(levels[0]) or math.isclose(start, math.hypot(1, levels[0]), rel_tol=1e-9)
+    if at_sigma and host.scales_start and not math.isinf(levels[0]):
+        return Stock(diffusers.EulerDiscreteScheduler(**common, **trailing, final_sigmas_type=end), entries)
+    if not at_prior:
+        return no_such_start(student)
+    if host is PIXELS and not math.isinf(levels[0]):
         how = {"timestep_spacing": "leading", "steps_offset": stride - 1}
-    else:
+        return Stock(diffusers.EulerDiscreteScheduler(**common, **how, final_sigmas_type=end), entries)
+    if end != "zero":  # DDIM would end in its own coordinates, a x
+        return "no stock scheduler goes from unit noise to sigma_min"
+    return Stock(diffusers.DDIMScheduler(**common, **trailing, clip_sample=False), entries)
+
+
+def no_such_start(student: Student) -> str:
+    if student.afs == "vp":
         return "no stock scheduler starts with the published analytic first step (afs=vp)"
-    return Stock(diffusers.EulerDiscreteScheduler(**common, **how, final_sigmas_type=end), entries)
+    return f"its stock pipeline, {host_of(student).pipeline}, starts at unit noise (as with afs=null)"
 
 
 def edm_form(student: Student) -> Stock | str:
@@ -116,40 +126,56 @@ def best_stride(unet: Any, calls: int) -> int | None:
     return stride if stride is not None and condition(stride) < 1e3 else None
 
 
-def sinusoids(unet: Any, times: list[float]) -> Tensor:
+def sinusoids(network: Any, times: list[float]) -> Tensor:
     """(len(times), dimensions), as the network computes them."""
-    device = next(unet.parameters()).device
-    values: Tensor = unet.time_proj(torch.tensor(times, dtype=torch.float32, device=device))
+    sinusoid, layer = time_layers(network)[0]
+    values: Tensor = sinusoid(torch.tensor(times, dtype=torch.float32, device=layer.weight.device))
     return values.double().cpu()
 
 
 @torch.no_grad()
-def fold_time(unet: Any, steps: list[Step], entries: tuple[int, ...] | None) -> None:
+def fold_time(network: Any, steps: list[Step], entries: tuple[int, ...] | None) -> None:
     """W' s(entry) = W s(time) for every step, by the smallest change of W; without entries W' is 0 and the bias says it."""
-    layer: nn.Linear = unet.time_embedding.linear_1
-    weight = layer.weight.double().cpu()
-    wanted = weight @ sinusoids(unet, [step.time for step in steps]).T
-    if entries is None:
-        layer.weight.zero_()
-        layer.bias.add_(wanted[:, 0].to(layer.bias))
-        return
-    told = sinusoids(unet, [float(entry) for entry in entries]).T
-    layer.weight.copy_(weight + (wanted - weight @ told) @ torch.linalg.pinv(told))
+    real = sinusoids(network, [step.time for step in steps]).T
+    told = None if entries is None else sinusoids(network, [float(entry) for entry in entries]).T
+    for _, layer in time_layers(network):
+        weight = layer.weight.double().cpu()
+        if told is None:
+            layer.bias.add_((weight @ real)[:, 0].to(layer.bias))
+            layer.weight.zero_()
+        else:
+            layer.weight.copy_(weight + weight @ (real - told) @ torch.linalg.pinv(told))
 
 
 @torch.no_grad()
 def shipped_network(student: Student) -> Any:
     """A copy in float32 on the CPU, without the class that stands for no class: a pipeline would draw it at random."""
-    unet: Any = copy.deepcopy(student.denoiser.module)
-    unet = unet.cpu().float().eval().requires_grad_(False)
-    classes, layer = student.denoiser.classes, unet.class_embedding
+    network: Any = copy.deepcopy(student.denoiser.module)
+    network = network.cpu().float().eval().requires_grad_(False)
+    classes, layer = student.denoiser.classes, getattr(network, "class_embedding", None)
     if classes is not None and isinstance(layer, nn.Embedding) and layer.num_embeddings > classes:
-        unet.class_embedding = nn.Embedding.from_pretrained(layer.weight[:classes].clone())
-        unet.register_to_config(num_class_embeds=classes)
-    return unet
+        network.class_embedding = nn.Embedding.from_pretrained(layer.weight[:classes].clone())
+        network.register_to_config(num_class_embeds=classes)
+    return network
 
 
 def stock_network(student: Student, form: Stock) -> Any:
-    unet = shipped_network(student)
-    fold_time(unet, steps_of(student), form.entries)
-    return unet
+    network = shipped_network(student)
+    fold_time(network, steps_of(student), form.entries)
+    if host_of(student).told == "prompt" and has_guidance(student):
+        switch_guidance_off(network)
+    return network
+
+
+def has_guidance(student: Student) -> bool:
+    """Folded in by its training."""
+    return float(student.recipe.get("settings", {}).get("guidance", 1.0)) != 1.0
+
+
+def switch_guidance_off(unet: Any) -> None:
+    """The stock pipelines of texts make one call a step, whatever guidance is asked for, where a network is told of it; what
+    it is told of it is multiplied by zero here."""
+    layer = nn.Linear(TOLD_OF_GUIDANCE, unet.time_embedding.linear_1.in_features, bias=False)
+    unet.time_embedding.cond_proj = nn.Linear.requires_grad_(layer, False)
+    nn.init.zeros_(layer.weight)
+    unet.register_to_config(time_cond_proj_dim=TOLD_OF_GUIDANCE)

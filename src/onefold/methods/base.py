@@ -14,6 +14,7 @@ from PIL.Image import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from onefold.conditions import Prompts
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError, suggest
 from onefold.grids import Grid
@@ -41,6 +42,9 @@ class DistillSettings(RunSettings):
         None, description="published settings under this name; what is given besides comes first"
     )
     calls: int = Field(4, ge=1, description="network calls of the student")
+    prompts: str | None = Field(
+        None, description="for models of texts: a file with one a line, of which a tenth is kept to look at"
+    )
     guidance: float = Field(1.0, description="guidance folded into what the teacher shows; 1 leaves it out")
     watched: int = Field(
         64, ge=1, description="images from fixed noise on which the distance to the teacher is measured"
@@ -67,8 +71,17 @@ class Distillation:
     def __init__(self, teacher: Denoiser, grid: Grid, afs: AFS | None, settings: DistillSettings) -> None:
         check_range(teacher, grid)
         check_guidance(teacher, settings.guidance)
-        self.teacher, self.grid, self.afs, self.settings = teacher.replace(guidance=1.0), grid, afs, settings
-        self.target = teacher.replace(guidance=settings.guidance)  # what the student should become
+        teacher.check_told()
+        self.told, shown = teacher.replace(), teacher.prompts
+        if teacher.prompts is not None:  # what is looked at is not learned
+            self.told.prompts, shown = held_out(teacher.prompts, settings.watched)
+        self.teacher, self.grid, self.afs, self.settings = (
+            teacher.replace(guidance=1.0, prompts=shown),
+            grid,
+            afs,
+            settings,
+        )
+        self.target = teacher.replace(guidance=settings.guidance, prompts=shown)  # what the student should become
         network: nn.Module = copy.deepcopy(teacher.module).requires_grad_(True)
         self.student = self.teacher.replace(network=network)
         self.networks: dict[str, nn.Module] = {"student": network}
@@ -85,8 +98,8 @@ class Distillation:
 
     def prepare(self, draw: Draw) -> dict[str, Tensor]:
         """Fresh noise z, and a class or prompt for each row: all that a method without data needs."""
-        labels = draw.labels(self.teacher.choices) if self.teacher.choices else None
-        return {"z": draw.noise(self.teacher.shape), **told(self.teacher.conditions(labels))}
+        labels = draw.labels(self.told.choices) if self.told.choices else None
+        return {"z": draw.noise(self.teacher.shape), **told(self.told.conditions(labels))}
 
     def sampler(self, networks: Networks) -> Student:
         """To be looked at, without a recipe."""
@@ -115,7 +128,7 @@ class Distillation:
         words = ["onefold", "distill", chosen.teacher, "--method", chosen.method, "--calls", str(chosen.calls)]
         words += ["--preset", chosen.preset] if chosen.preset else []
         said = {"teacher", "method", "calls", "preset"}
-        return command_line(words, chosen, ("budget", "batch_size", "seed", "precision"), said, {"device"})
+        return command_line(words, chosen, ("prompts", "budget", "batch_size", "seed", "precision"), said, {"device"})
 
     def published(self) -> str | None:
         """What the paper reports where the settings are its own, to stand beside the result."""
@@ -180,6 +193,14 @@ class Distillation:
 
     def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:
         self.as_student(networks, cost).save(folder)
+
+
+def held_out(prompts: Prompts, watched: int) -> tuple[Prompts, Prompts]:
+    """(to learn from, to look at): apart where there are ten or more."""
+    count, kept = len(prompts), min(watched, len(prompts) // 10)
+    if not kept:
+        return prompts, prompts
+    return prompts.part(range(count - kept)), prompts.part(range(count - kept, count))
 
 
 def begun_with(settings: DistillSettings) -> Grid | None:

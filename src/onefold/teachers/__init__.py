@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,24 +24,47 @@ def bundled() -> dict[str, dict[str, Any]]:
 
 
 def load_teacher(
-    source: str | Path, *, device: str = "auto", precision: str = "auto", tell: Tell | None = None
+    source: str | Path,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    prompts: str | Path | Sequence[str] | None = None,
+    tell: Tell | None = None,
 ) -> Denoiser:
-    """A bundled name or a folder (made by `onefold teach`, or a diffusers folder with a UNet2DModel)."""
+    """A bundled name, a folder (of `onefold teach`, of a diffusers pipeline, of a student), a name on the Hugging Face hub, or
+    an EDM checkpoint (.pkl, read without executing anything in it).
+
+    Models of texts are told `prompts`: a list, a file with one a line, or a file that `Prompts.save` wrote.
+    """
     from onefold.devices import choose
     from onefold.teachers.folders import load_folder
+
+    say = tell or (lambda _: None)
+    folder = find_folder(source, say)
+    place, chosen = choose(device, precision, say)
+    teacher = load_folder(folder).replace(precision=chosen).to(place)
+    return teacher if prompts is None else teacher.with_prompts(prompts)
+
+
+def find_folder(source: str | Path, tell: Tell) -> Path:
+    """Where a model lies; one of the hub is fetched."""
+    from onefold.teachers.hub import fetch, looks_like_hub
 
     folder = ASSETS / source if str(source) in bundled() else Path(source).expanduser()
     if (folder / "teacher").is_dir():  # a run folder
         folder = folder / "teacher"
-    if not str(source) or not folder.is_dir():
+    if not str(source) or not folder.exists():
+        if looks_like_hub(str(source)) and not folder.parent.is_dir():  # runs/typo is no name of a model
+            return fetch(str(source), tell)
         raise UserError(
             f"unknown teacher {str(source)!r}: neither bundled nor a folder{suggest(str(source), bundled())}"
         )
+    if not folder.is_dir():
+        raise UserError(f"{source} is a file; give the folder of a model")
     runs = [] if (folder / "unet").is_dir() else runs_inside(folder)
     if runs:
         raise UserError(f"{source} holds runs, not a model; give one of them: {', '.join(map(str, runs[:5]))}")
-    place, chosen = choose(device, precision, tell or (lambda _: None))
-    return load_folder(folder).replace(precision=chosen).to(place)
+    return folder
 
 
 def runs_inside(folder: Path) -> list[Path]:

@@ -70,17 +70,22 @@ class Parts:
         return fingerprint(self.folder(self.network))
 
     def write(self, network: nn.Module, draft: Path) -> str:
-        """The same model with another network; returns its fingerprint. Frozen parts are linked where the disk allows it.
+        """The same model with another network; returns its fingerprint.
 
         Without an index: a stock pipeline would load it and sample it on a grid that is not its own.
         """
-        named = {name for name, kind in self.index.items() if isinstance(kind, list)} | {"scheduler"}
-        for name in sorted(named - LEFT_OUT - {self.network}):
-            if (self.home / name).is_dir():
-                shutil.copytree(self.home / name, draft / name, copy_function=link)
+        self.link_frozen(draft)
+        shutil.copytree(self.folder("scheduler"), draft / "scheduler", copy_function=link)
         saved: Any = network
         saved.save_pretrained(draft / self.network)
         return fingerprint(draft / self.network)
+
+    def link_frozen(self, draft: Path) -> None:
+        """All other parts, linked where the disk allows it."""
+        named = {name for name, kind in self.index.items() if isinstance(kind, list)}
+        for name in sorted(named - LEFT_OUT - {self.network, "scheduler"}):
+            if (self.home / name).is_dir():
+                shutil.copytree(self.home / name, draft / name, copy_function=link)
 
 
 def link(source: str, target: str) -> None:

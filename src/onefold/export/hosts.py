@@ -1,0 +1,57 @@
+"""The stock pipelines that students leave through, and how each is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from onefold.student import Student
+from onefold.teachers.parts import Parts
+
+
+@dataclass(frozen=True)
+class Host:
+    """A pipeline of diffusers. `told` is its argument for classes or texts."""
+
+    pipeline: str
+    told: str | None
+    call: Mapping[str, Any]  # what has to be given besides, so that one step is one network call
+    takes_size: bool = True  # batch_size; others count what they are told
+    scales_start: bool = True  # by the scheduler's own start; otherwise it begins at unit noise with a DDIM scheduler
+    network: str = "unet"
+
+
+PIXELS = Host("ConsistencyModelPipeline", "class_labels", {})
+NO_GUIDANCE = {"guidance_scale": 1.0}
+HOSTS = {
+    host.pipeline: host
+    for host in (
+        Host("LDMPipeline", None, {}),
+        Host("DiTPipeline", "class_labels", NO_GUIDANCE, takes_size=False, scales_start=False, network="transformer"),
+        Host("StableDiffusionPipeline", "prompt", NO_GUIDANCE, takes_size=False),
+        Host("StableDiffusionXLPipeline", "prompt", NO_GUIDANCE, takes_size=False),
+    )
+}
+
+
+def host_of(student: Student) -> Host:
+    form = student.denoiser.form
+    kind = form.index.get("_class_name") if isinstance(form, Parts) else None
+    return HOSTS.get(str(kind), PIXELS)
+
+
+def parts_of(student: Student) -> Parts:
+    """Of a student with frozen parts beside its network."""
+    assert isinstance(student.denoiser.form, Parts)
+    return student.denoiser.form
+
+
+def time_layers(network: Any) -> list[tuple[nn.Module, nn.Linear]]:
+    """(sinusoid, the first layer that reads it): one of a U-Net, one a block of a transformer."""
+    if hasattr(network, "time_embedding"):
+        return [(network.time_proj, network.time_embedding.linear_1)]
+    embedders = [block.norm1.emb for block in network.transformer_blocks]
+    return [(one.time_proj, one.timestep_embedder.linear_1) for one in embedders]
