@@ -338,16 +338,18 @@ def test_files_cut_short_are_refused(texts: Denoiser, tmp_path: Path) -> None:
 
 
 def test_networks_of_texts_ask_for_prompts(texts: Denoiser, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is told a text with each image and has none yet; give prompts"):
-        onefold.sample(texts, 2)
-    with pytest.raises(UserError, match="is told a text with each image and has none yet; give prompts"):
-        onefold.sample(texts, 2, guidance=3.0)
-    with pytest.raises(UserError, match="is told a text with each image and has none yet; give prompts"):
-        onefold.distill(texts, "sfd", out=tmp_path / "run", budget="4", batch_size=2, device="cpu")
+    request: dict[str, Any] = {"out": tmp_path / "run", "budget": "4", "batch_size": 2, "device": "cpu"}
+    for ask in (
+        lambda: onefold.sample(texts, 2),
+        lambda: onefold.sample(texts, 2, guidance=3.0),
+        lambda: onefold.distill(texts, "sfd", **request),
+        lambda: onefold.distill(texts, "sfd", guidance=3.0, **request),
+        lambda: inspect(texts, count=2),
+    ):
+        with pytest.raises(UserError, match="is told a text with each image and has none yet; give prompts"):
+            ask()
     with pytest.raises(UserError, match="got none; give it prompts"):
         texts.denoise(torch.zeros(1, *texts.shape), 1.0)
-    with pytest.raises(UserError, match="got none; give it prompts"):
-        inspect(texts, count=2)
 
 
 def test_prompts_of_another_model_are_refused(texts: Denoiser) -> None:
