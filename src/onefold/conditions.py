@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -70,7 +71,7 @@ def load_prompts(path: Path) -> Prompts:
         with safe_open(path, "pt") as file:
             texts = json.loads((file.metadata() or {})[TEXTS])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise UserError(
             f"{path} holds no encoded prompts ({first_line(error)}); give a text file, or what Prompts.save wrote"
         ) from None
@@ -83,7 +84,7 @@ def load_prompts(path: Path) -> Prompts:
     return Prompts(tuple(texts), parts["table"], parts["nothing"])
 
 
-def fit(texts: object, parts: Mapping[str, Conditions]) -> bool:
+def fit(texts: Any, parts: Mapping[str, Conditions]) -> bool:
     """A row a text in every table, one of the same shape for no text, and nothing else."""
     if (
         not isinstance(texts, list)

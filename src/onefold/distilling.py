@@ -60,6 +60,7 @@ def build_engine(chosen: Any, teacher: str | Path | Denoiser | None, progress: P
     loaded = teacher if isinstance(teacher, Denoiser) else load_teacher(chosen.teacher, device=str(device))
     ready = loaded.replace(precision=precision).to(device)
     ready = ready if chosen.prompts is None else ready.with_prompts(chosen.prompts)
+    ready.check_told()
     method = find(chosen.method)[0](ready, chosen)
     return Engine(
         method,

@@ -15,17 +15,17 @@ from onefold.teachers.schedulers import read_scheduler
 def load(parts: Parts, card: Mapping[str, Any]) -> Denoiser:
     process, prediction = read_scheduler(parts.folder("scheduler"))
     config = parts.config("unet")
-    unet: Any = parts.load("unet", "UNet2DModel")
-    null, embeds = card.get("null_label"), whole(parts, config, "num_class_embeds")
+    shape, embeds, time = state_shape(parts, config), whole(parts, config, "num_class_embeds"), time_of(parts, config)
+    null = card.get("null_label")
     return Denoiser(
-        unet,
+        parts.load("unet", "UNet2DModel"),
         process,
         prediction=prediction,
-        shape=state_shape(parts, config),
+        shape=shape,
         call=call_unet,
         classes=card.get("classes", embeds),
         null={} if null is None else {"labels": null},
-        continuous_time=time_of(parts, config) != "learned",
+        continuous_time=time != "learned",
     )
 
 

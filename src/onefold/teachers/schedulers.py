@@ -57,7 +57,10 @@ def alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
         ends = {"start": positive(config, "beta_start"), "end": positive(config, "beta_end")}
         betas = beta_table(str(config["beta_schedule"]), steps_of(config), **ends)
     table = (1 - torch.as_tensor(betas, dtype=torch.float64)).cumprod(0)
-    return zero_terminal_snr(table) if config.get("rescale_betas_zero_snr") else table
+    rescaled = config.get("rescale_betas_zero_snr", False)
+    if not isinstance(rescaled, bool):
+        raise ValueError(f"rescale_betas_zero_snr is {rescaled!r}, expected true or false")
+    return zero_terminal_snr(table) if rescaled else table
 
 
 def steps_of(config: Mapping[str, Any]) -> int:
