@@ -7,12 +7,13 @@ from typing import Any
 
 from onefold import devices
 from onefold.denoiser import Denoiser
-from onefold.errors import UserError
+from onefold.imports import is_function_name
 from onefold.methods import find
 from onefold.progress import Progress, Tell
 from onefold.settings import build, read_yaml
 from onefold.student import Student, load_student
 from onefold.teachers import load_teacher
+from onefold.teachers.own import with_form
 from onefold.training.folder import RunFolder
 from onefold.training.loop import Engine, ignore
 from onefold.training.outlook import Outlook
@@ -33,14 +34,17 @@ def distill(
     named = {"teacher": teacher.name if isinstance(teacher, Denoiser) else teacher, "method": method, "out": out}
     given = {key: str(value) for key, value in named.items() if value is not None}
     chosen = choose({**(read_yaml(config) if config else {}), **settings, **given})
-    if isinstance(teacher, Denoiser) and teacher.form is None:
-        raise UserError(
-            f"{teacher.name!r} did not come from a folder, so a student could not be saved; load it from one"
-        )
+    teacher = with_form(teacher) if isinstance(teacher, Denoiser) else teacher
     RunFolder(Path(chosen.out)).check(chosen.model_dump(mode="json"))
     engine = build_engine(chosen, teacher, progress, tell or ignore)
     engine.run()
-    return load_student(Path(chosen.out) / "student", device=str(engine.device), precision=engine.precision)
+    how: dict[str, Any] = {"device": str(engine.device), "precision": engine.precision}
+    return load_student(Path(chosen.out) / "student", teacher=own_teacher(teacher, chosen.teacher), **how)
+
+
+def own_teacher(given: str | Path | Denoiser | None, name: str) -> Denoiser | str | None:
+    """What a student of one's own network is loaded with."""
+    return given if isinstance(given, Denoiser) else name if is_function_name(name) else None
 
 
 def plan(teacher: str | Path | Denoiser, method: str = "sfd", *, tell: Tell | None = None, **settings: Any) -> Outlook:

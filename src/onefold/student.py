@@ -126,11 +126,18 @@ def is_student(source: str | Path) -> bool:
 
 
 def load_student(
-    folder: str | Path, *, device: str = "auto", precision: str = "auto", tell: Tell | None = None
+    folder: str | Path,
+    *,
+    teacher: Denoiser | str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    tell: Tell | None = None,
 ) -> Student:
-    """A student folder, or the run folder that holds one."""
+    """A student folder, or the run folder that holds one. Where its network is your own, so is the `teacher` to be given: a
+    Denoiser or `package.module:function`."""
     from onefold.files import read_json
     from onefold.teachers import load_teacher
+    from onefold.teachers.own import WEIGHTS, load_own_student
 
     path = Path(folder).expanduser()
     path = path / "student" if (path / "student").is_dir() else path
@@ -144,7 +151,9 @@ def load_student(
             f"{path / RECIPE} has format {facts.get('format')}, this version reads {FORMAT}; use the version that wrote it"
         )
     recipe = {key: value for key, value in facts.items() if key not in ("format", "calls", "grid", "afs")}
-    denoiser = load_teacher(path, device=device, precision=precision, tell=tell)
+    how: dict[str, Any] = {"device": device, "precision": precision, "tell": tell}
+    own = (path / WEIGHTS).is_file()
+    denoiser = load_own_student(path, teacher, **how) if own else load_teacher(path, **how)
     return Student(denoiser, Grid.from_dict(facts["grid"]), facts["afs"], recipe, read_picture(path / PICTURE))
 
 

@@ -17,16 +17,24 @@ def register(app: typer.Typer) -> None:
 
 def export_command(
     student: Annotated[
-        str, typer.Argument(help="A run folder of `onefold distill`, or its student/.", show_default=False)
+        str,
+        typer.Argument(
+            help="A run folder of `onefold distill`, or its student/; or an EDM checkpoint (.pkl), to convert.",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The new folder.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Export a student as a folder that plain diffusers loads and samples.
 
-    The export is loaded and compared with the student before it is put in its place.
+    The export is loaded and compared with the student before it is put in its place. An EDM checkpoint becomes a folder
+    of safetensors and JSON, which onefold loads; nothing inside of the checkpoint is executed.
     """
     must_be_writable(out.parent)
+    if student.endswith(".pkl"):
+        convert(student, out, as_json=as_json)
+        return
     from onefold.student import load_student
 
     exported = load_student(student, device="cpu", precision="fp32").export(out)
@@ -40,3 +48,17 @@ def export_command(
     )
     if exported.custom:
         say(f"It needs trust_remote_code=True, since {exported.custom}.")
+
+
+def convert(checkpoint: str, out: Path, *, as_json: bool) -> None:
+    from onefold.errors import UserError
+    from onefold.teachers.edm import read_checkpoint, save_edm
+
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another folder, or remove it")
+    teacher = read_checkpoint(checkpoint)
+    save_edm(teacher, out)
+    if as_json:
+        say_json({"folder": str(out), "teacher": repr(teacher)})
+    else:
+        say(f"{out} holds {teacher!r} as safetensors and JSON; use it wherever a teacher is asked for")

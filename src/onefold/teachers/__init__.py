@@ -31,18 +31,23 @@ def load_teacher(
     prompts: str | Path | Sequence[str] | None = None,
     tell: Tell | None = None,
 ) -> Denoiser:
-    """A bundled name, a folder (of `onefold teach`, of a diffusers pipeline, of a student), a name on the Hugging Face hub, or
-    an EDM checkpoint (.pkl, read without executing anything in it).
+    """A bundled name, a folder (of `onefold teach`, of a diffusers pipeline, of a student), a name on the Hugging Face hub, an
+    EDM checkpoint (.pkl, read without executing anything in it), or your own function, `package.module:function`, that
+    returns a Denoiser.
 
     Models of texts are told `prompts`: a list, a file with one a line, or a file that `Prompts.save` wrote.
     """
     from onefold.devices import choose
+    from onefold.imports import is_function_name
     from onefold.teachers.folders import load_folder
+    from onefold.teachers.own import load_own
 
     say = tell or (lambda _: None)
-    found = find(source, say)
+    own = str(source) if is_function_name(str(source)) else None
+    found = Path() if own else find(source, say)
     place, chosen = choose(device, precision, say)
-    teacher = (load_folder(found) if found.is_dir() else read_file(found)).replace(precision=chosen).to(place)
+    loaded = load_own(own) if own else load_folder(found) if found.is_dir() else read_file(found)
+    teacher = loaded.replace(precision=chosen).to(place)
     return teacher if prompts is None else teacher.with_prompts(prompts)
 
 
