@@ -59,6 +59,8 @@ def build_engine(chosen: Any, teacher: str | Path | Denoiser | None, progress: P
     device, precision = devices.choose(chosen.device, chosen.precision, say)
     loaded = teacher if isinstance(teacher, Denoiser) else load_teacher(chosen.teacher, device=str(device))
     method = find(chosen.method)[0](loaded.replace(precision=precision).to(device), chosen)
+    for note in method.notes:
+        say(note)
     return Engine(
         method,
         chosen,
