@@ -31,10 +31,7 @@ def read_scheduler(folder: Path) -> tuple[Process, Prediction]:
 
 def process_of(config: Mapping[str, Any]) -> tuple[Process, Prediction]:
     kind = config.get("_class_name")
-    if (
-        kind in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-        and {"sigma_min", "sigma_max", "sigma_data"} <= config.keys()
-    ):
+    if kind in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler") and {"sigma_min", "sigma_max", "sigma_data"} <= config.keys():
         return EDM(*(positive(config, name) for name in ("sigma_min", "sigma_max", "sigma_data"))), "edm"
     if kind == "CMStochasticIterativeScheduler" and {"sigma_min", "sigma_max", "sigma_data"} <= config.keys():
         low, *others = (positive(config, name) for name in ("sigma_min", "sigma_max", "sigma_data"))
