@@ -94,7 +94,7 @@ class Lora(nn.Module):
         facts = {"r": self.rank, "lora_alpha": self.rank, "target_modules": list(self.layers)}
         told = json.dumps({f"{part}.{key}": value for key, value in facts.items()})
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={"format": "pt", METADATA: told})
+        save_file(tensors, path, metadata={METADATA: told})  # of two entries the order would vary
 
     @property
     def note(self) -> str:
