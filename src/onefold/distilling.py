@@ -66,6 +66,8 @@ def build_engine(chosen: Any, teacher: str | Path | Denoiser | None, progress: P
     ready = ready if chosen.prompts is None else ready.with_prompts(chosen.prompts)
     ready.check_told()
     method = find(chosen.method)[0](ready, chosen)
+    for note in method.notes:
+        say(note)
     return Engine(
         method,
         chosen,

@@ -4,13 +4,16 @@ unet/ + scheduler/        the network in its teacher's own form
 onefold.json              what the teacher's folder says of classes and hashes
 student.json              method, grid, solver, analytic first step, guidance, teacher, cost, versions
 README.md + samples.png   the same for people, beside the teacher's images from the same noise
+lora/                     where it was trained as one: the adapter that was merged into the network, for a copy of the teacher
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,7 @@ from onefold.card import PICTURE, page
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.grids import Grid
+from onefold.networks.lora import FILE
 from onefold.pictures import labelled_rows
 from onefold.progress import Progress, Tell
 from onefold.sampling import sample
@@ -41,6 +45,8 @@ images = student.sample(64, seed=0)
 student.export("my-student")  # a folder for plain diffusers
 ```"""
 
+ADAPTER = f"`{FILE}` is the difference to the teacher alone, for `load_lora_weights` of diffusers"
+
 
 @dataclass(frozen=True, repr=False)
 class Student:
@@ -51,6 +57,7 @@ class Student:
     afs: AFS | None
     recipe: Mapping[str, Any]
     picture: Image | None = None  # beside its control
+    adapter: Callable[[Path], object] | None = None  # writes the file of a LoRA student
 
     def __repr__(self) -> str:
         return f"<student {self.name}: {self.calls} calls, {self.recipe.get('method')} of {self.recipe.get('teacher', {}).get('name')}>"
@@ -109,9 +116,12 @@ class Student:
 
         folder, facts = Path(folder), self.facts()
         texts = {RECIPE: json.dumps(facts, indent=1) + "\n"}
-        texts["README.md"] = page(facts, self.name, USAGE.format(folder=folder), RECIPE)
+        told = {} if self.adapter is None else {"LoRA": ADAPTER}
+        texts["README.md"] = page(facts, self.name, USAGE.format(folder=folder), RECIPE, told)
         picture = self.picture or labelled_rows([(f"{self.calls} calls", self.sample(10))])
-        save_like(self.denoiser, folder, texts, {PICTURE: picture})
+        save_like(
+            self.denoiser, folder, texts, {PICTURE: picture}, {} if self.adapter is None else {FILE: self.adapter}
+        )
 
     def export(self, folder: str | Path) -> Exported:
         """A new folder that plain diffusers loads and samples, checked against this student."""
@@ -154,7 +164,9 @@ def load_student(
     how: dict[str, Any] = {"device": device, "precision": precision, "tell": tell}
     own = (path / WEIGHTS).is_file()
     denoiser = load_own_student(path, teacher, **how) if own else load_teacher(path, **how)
-    return Student(denoiser, Grid.from_dict(facts["grid"]), facts["afs"], recipe, read_picture(path / PICTURE))
+    adapter = partial(shutil.copyfile, path / FILE) if (path / FILE).is_file() else None
+    grid, picture = Grid.from_dict(facts["grid"]), read_picture(path / PICTURE)
+    return Student(denoiser, grid, facts["afs"], recipe, picture, adapter)
 
 
 def read_picture(path: Path) -> Image | None:

@@ -6,19 +6,22 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from PIL.Image import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from onefold import seeds
 from onefold.conditions import Prompts
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError, suggest
 from onefold.grids import Grid
 from onefold.losses import root_mean_square
+from onefold.networks.lora import ATTENTION, Lora
 from onefold.pictures import COLUMNS, labelled_rows
 from onefold.sampling import sample
 from onefold.settings import command_line
@@ -46,6 +49,14 @@ class DistillSettings(RunSettings):
         None, description="for models of texts: a file with one a line, of which a tenth is kept to look at"
     )
     guidance: float = Field(1.0, description="guidance folded into what the teacher shows; 1 leaves it out")
+    lora: int = Field(
+        0,
+        ge=0,
+        description="rank of the adapters that learn instead of the network, whose weights teacher and student share; 0 trains all weights",
+    )
+    lora_targets: list[str] = Field(
+        list(ATTENTION), description="the layers that get adapters, by the ends of their names; attention, if not told"
+    )
     watched: int = Field(
         64, ge=1, description="images from fixed noise on which the distance to the teacher is measured"
     )
@@ -61,6 +72,14 @@ class DistillSettings(RunSettings):
         if name not in cls.presets:
             raise UserError(f"unknown preset {name!r}{suggest(str(name), cls.presets)}")
         return {**cls.presets[name], **values}
+
+    @model_validator(mode="after")
+    def adapt_something(self) -> Self:
+        if not self.lora and self.lora_targets != list(ATTENTION):
+            raise UserError(
+                "lora_targets are given, but no layer gets adapters with lora=0; set lora to a rank, say 16"
+            )
+        return self
 
 
 class Distillation:
@@ -82,12 +101,13 @@ class Distillation:
             settings,
         )
         self.target = teacher.replace(guidance=settings.guidance, prompts=shown)  # what the student should become
-        network: nn.Module = copy.deepcopy(teacher.module).requires_grad_(True)
+        network = begun_as(teacher.module, settings)
         self.student = self.teacher.replace(network=network)
         self.networks: dict[str, nn.Module] = {"student": network}
         self.frozen: dict[str, nn.Module] = {"teacher": teacher.module}
         averaging = settings.ema_half_life is not None or settings.ema_share is not None
         self.averaged: tuple[str, ...] = ("student",) if averaging else ()
+        self.notes = (network.note,) if isinstance(network, Lora) else ()
         self.reference: Tensor | None = None
         self.drawn: Tensor | None = None
         self.control: dict[str, Tensor] = {}
@@ -118,8 +138,14 @@ class Distillation:
             "versions": versions(),
         }
         student = self.sampler(networks)
+        picture = self.picture(networks) if cost else None
+        network, adapter = networks["student"], None
+        if isinstance(network, Lora):
+            # only in the teacher's own form is it a student like any other
+            part = getattr(self.teacher.form, "network", "unet")
+            student, adapter = self.sampler({"student": network.merged()}), partial(network.save_adapter, part=part)
         student.denoiser.name = Path(self.settings.out).name
-        return replace(student, recipe=recipe, picture=self.picture(networks) if cost else None)
+        return replace(student, recipe=recipe, picture=picture, adapter=adapter)
 
     @property
     def command(self) -> str:
@@ -201,6 +227,14 @@ def held_out(prompts: Prompts, watched: int) -> tuple[Prompts, Prompts]:
     if not kept:
         return prompts, prompts
     return prompts.part(range(count - kept)), prompts.part(range(count - kept, count))
+
+
+def begun_as(network: nn.Module, settings: DistillSettings) -> nn.Module:
+    """What learns: a copy of all weights, or an adapter over these very ones, which at first changes nothing."""
+    if not settings.lora:
+        return copy.deepcopy(network).requires_grad_(True)
+    seed = seeds.mix(settings.seed, seeds.ADAPTER)
+    return Lora(network, settings.lora, targets=settings.lora_targets, seed=seed)
 
 
 def begun_with(settings: DistillSettings) -> Grid | None:

@@ -73,8 +73,14 @@ def family_of(folder: Path, card: Mapping[str, Any]) -> tuple[Parts, Load]:
     return Parts(folder, index, network), load
 
 
-def save_like(teacher: Denoiser, folder: Path, texts: Mapping[str, str], pictures: Mapping[str, Image]) -> None:
-    """A network in the form of the folder its teacher came from, with further files."""
+def save_like(
+    teacher: Denoiser,
+    folder: Path,
+    texts: Mapping[str, str],
+    pictures: Mapping[str, Image],
+    others: Mapping[str, Callable[[Path], object]] | None = None,
+) -> None:
+    """A network in the form of the folder its teacher came from, with further files; `others` write themselves."""
     if teacher.form is None:
         raise UserError(
             f"{teacher.name!r} did not come from a folder, so there is no form to save it in; load it from one"
@@ -87,3 +93,6 @@ def save_like(teacher: Denoiser, folder: Path, texts: Mapping[str, str], picture
             (draft / name).write_text(text)
         for name, picture in pictures.items():
             picture.save(draft / name)
+        for name, write in (others or {}).items():
+            (draft / name).parent.mkdir(exist_ok=True)
+            write(draft / name)
