@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import diffusers
 import pytest
 import torch
 
+import onefold
 import pipelines
 from onefold import seeds
 from onefold.denoiser import Denoiser
@@ -141,3 +144,30 @@ def test_a_text_student_without_a_stock_form_says_how_to_get_one(tmp_path: Path)
     with pytest.raises(UserError, match="afs=vp.*distil it with afs=ve"):
         student.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_lora_student_leaves_as_a_whole_pipeline_and_as_a_lora(tmp_path: Path) -> None:
+    """The card's second program, run as it is printed but for the prompts and the noise."""
+    pipe_of("text v", tmp_path / "words").save_pretrained(tmp_path / "the-teacher")
+    (tmp_path / "prompts.txt").write_text("\n".join(f"number {letter}" for letter in "abcdefghijkl"))
+    how = {"prompts": str(tmp_path / "prompts.txt"), "budget": "16", "batch_size": 4, "watched": 2, "device": "cpu"}
+    student = onefold.distill(
+        tmp_path / "the-teacher", "sfd", calls=3, out=tmp_path / "run", lora=2, lr=0.02, schedule="drop", **how
+    )
+    exported = student.export(tmp_path / "out")
+    ours = student.sample(COUNT, seed=5, prompts=CHECKED_TEXTS[:COUNT])
+    base = replace(student, denoiser=load_teacher(tmp_path / "the-teacher", device="cpu"))
+    assert (
+        float((base.sample(COUNT, seed=5, prompts=CHECKED_TEXTS[:COUNT]) - ours).abs().max()) > 1e-3
+    )  # it has learned
+    program = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)[1]
+    program = program.replace('"the-teacher"', repr(str(tmp_path / "the-teacher"))).replace(
+        '"out/', f'"{tmp_path}/out/'
+    )
+    told = f"prompt={list(CHECKED_TEXTS[:COUNT])!r}, generator=noise, output_type='np', "
+    noise = [torch.Generator().manual_seed(seeds.image_seed(5, number)) for number in range(COUNT)]
+    names: dict[str, Any] = {"noise": noise}
+    exec(program.replace('["a red boat"] * 4, ', told), names)
+    theirs = 2 * torch.from_numpy(names["images"]).permute(0, 3, 1, 2) - 1
+    assert exported.largest_difference < 1e-4
+    assert float((theirs - ours.clamp(-1, 1)).abs().max()) < 1e-4

@@ -19,10 +19,11 @@ from torch import Tensor
 from onefold import card, seeds
 from onefold.errors import UserError
 from onefold.export.hosts import PIXELS, host_of, parts_of
-from onefold.export.steps import start_scale, steps_of
+from onefold.export.steps import evaluated, start_scale, steps_of
 from onefold.export.stock import Stock, has_guidance, shipped_network, stock_form, stock_network
 from onefold.files import atomic_folder, read_json
 from onefold.networks.edm import EDMNetwork
+from onefold.networks.lora import FILE
 from onefold.networks.unet import import_diffusers
 from onefold.pictures import labelled_rows
 from onefold.sampling import labels_for
@@ -98,6 +99,9 @@ def save_in_host(student: Student, form: Stock, draft: Path) -> None:
     told = {"requires_safety_checker": False} if "requires_safety_checker" in parts.index else {}
     scheduler = {"scheduler": ["diffusers", type(form.scheduler).__name__]}
     (draft / INDEX).write_text(json.dumps({**parts.index, **scheduler, **left_out, **told}, indent=1) + "\n")
+    if student.adapter is not None:
+        (draft / FILE).parent.mkdir()
+        student.adapter(draft / FILE)
 
 
 def read_in_float32(config: Path) -> None:
@@ -187,7 +191,7 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("{name}"{trust})
 images = pipe({", ".join(arguments(student, exported))}).images
 ```
-{" ".join(to_know(student, exported))}"""
+{" ".join(to_know(student, exported))}{beside_the_base(student, exported, name)}"""
 
 
 def arguments(student: Student, exported: Exported) -> list[str]:
@@ -217,3 +221,21 @@ def to_know(student: Student, exported: Exported) -> list[str]:
         folded = f"Guidance {student.recipe['settings']['guidance']:g} is folded into the network: each step is one network call"
         return [*said, f"{folded}, whatever `guidance_scale` says." if host.told == "prompt" else f"{folded}."]
     return [*said, "With `guidance_scale=1.0` each step is one network call; more guidance costs two."]
+
+
+def beside_the_base(student: Student, exported: Exported, name: str) -> str:
+    """How to put a LoRA on one's own copy of the teacher: there the noise levels are given with the call."""
+    if student.adapter is None or host_of(student).told != "prompt" or exported.scheduler != "EulerDiscreteScheduler":
+        return ""
+    levels = ", ".join(f"{level:.8g}" for level in evaluated(student))
+    return f"""
+
+As a LoRA, on your own copy of the teacher:
+```python
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+
+pipe = DiffusionPipeline.from_pretrained("the-teacher")
+pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+pipe.load_lora_weights("{name}/{Path(FILE).parent}")
+images = pipe(["a red boat"] * 4, sigmas=[{levels}], guidance_scale=1.0).images
+```"""
