@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from onefold.export.stock import Stock, has_guidance, shipped_network, stock_for
 from onefold.files import atomic_folder, read_json
 from onefold.networks.edm import EDMNetwork
 from onefold.networks.lora import FILE
+from onefold.networks.transformers import quiet
 from onefold.networks.unet import import_diffusers
 from onefold.pictures import labelled_rows
 from onefold.sampling import labels_for
@@ -158,7 +160,8 @@ def draw(folder: Path, student: Student, told: Mapping[str, Any], *, custom: boo
     """The first images of seed 0 through plain diffusers, in [-1, 1]."""
     diffusers = import_diffusers()
     diffusers.utils.logging.disable_progress_bar()
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=custom)
+    with quiet() if host_of(student).told == "prompt" else nullcontext():
+        pipe = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=custom)
     diffusers.utils.logging.enable_progress_bar()
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seeds.image_seed(0, index)) for index in range(CHECKED)]

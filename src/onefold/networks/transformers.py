@@ -27,8 +27,11 @@ def import_class(asker: str, kind: str) -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No bar and no report of transformers: what is wrong is told by the one sentence of an error."""
-    from transformers.utils import logging
-
+    try:
+        from transformers.utils import logging
+    except Exception:  # who needs it will say so
+        yield
+        return
     before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

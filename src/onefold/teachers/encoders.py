@@ -24,7 +24,8 @@ HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 def encode_texts(parts: Parts, size: Sequence[int] | None, texts: tuple[str, ...], device: torch.device) -> Prompts:
     """A table in host memory, in half precision where the encoder's weights are. `size` of the images is told to networks
     that know it: height and width before the crop, its place, and after it."""
-    pipe, kept = read_pipeline(parts, device, ["text_encoder"] if size is None else list(ENCODERS))
+    with quiet():
+        pipe, kept = read_pipeline(parts, device, ["text_encoder"] if size is None else list(ENCODERS))
     rows: list[list[Tensor]] = []
     free: list[Tensor] = []
     for first in range(0, len(texts), AT_ONCE):
