@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import onefold
+import pipelines
 from onefold.cli import main
 from onefold.denoiser import Denoiser
 from onefold.distilling import distill
@@ -363,3 +364,29 @@ def test_it_learns(run: tuple[Path, Student, Tensor]) -> None:
     distances = [row["validation"]["distance_to_teacher"] for row in log if "validation" in row]
     assert distances[-1] < distances[0]
     assert load_student(out, device="cpu").calls == 2
+
+
+@pytest.mark.parametrize("family", [pipelines.text_pipeline, pipelines.large_pipeline])
+def test_text_models_end_to_end(tmp_path: Path, family: Any) -> None:
+    """What the student's file makes of a fresh pipeline of the base is the student's own network."""
+    pipe = family(tmp_path)
+    pipe.save_pretrained(tmp_path / "base")
+    base = load_teacher(tmp_path / "base", device="cpu").with_prompts(["a cat", "a dog", "x"])
+    few = {**SMALL, "guidance": 2.0, "parts": 1, "budget": "4", "batch_size": 2, "lr": 0.1, "watched": 2}
+    student = distill(base, "sfd", out=tmp_path / "run", afs=None, **few)
+    pipe.load_lora_weights(tmp_path / "run" / "student" / "lora")
+    pipe.fuse_lora()
+    fused = {k.replace(".base_layer", ""): v for k, v in pipe.unet.state_dict().items() if "lora_" not in k}
+    before, changed = base.module.state_dict(), 0
+    for key, value in student.denoiser.module.state_dict().items():
+        assert torch.allclose(fused[key], value, atol=1e-6)
+        changed += not torch.equal(value, before[key])
+    assert changed == len(load_file(tmp_path / "run" / "student" / FILE)) / 2
+
+
+def test_transformers_of_classes(tmp_path: Path) -> None:
+    pipelines.dit_pipeline(classes=5).save_pretrained(tmp_path / "base")
+    few = {**SMALL, "parts": 1, "budget": "2", "batch_size": 2, "watched": 2}
+    student = distill(str(tmp_path / "base"), "sfd", out=tmp_path / "run", **few)
+    assert all(key.startswith("transformer.") for key in load_file(tmp_path / "run" / "student" / FILE))
+    assert torch.equal(load_student(tmp_path / "run", device="cpu").sample(2), student.sample(2))
