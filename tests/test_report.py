@@ -600,12 +600,14 @@ def test_strips_and_provenance_are_told(browser: Chromium) -> None:
         assert fact in told
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280])
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_screen_gets_a_page_that_fits(browser: Chromium, folder: Path, width: int, dark: bool) -> None:
     browser.show(width, dark=dark)
     open_page(browser, folder)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    narrowest = "Math.min(...[...document.querySelectorAll('#provenance dd')].map((fact) => fact.clientWidth))"
+    assert browser.evaluate(narrowest) > 120  # room for words, however deep a fact lies
     paper, ink = (
         np.mean(
             [
