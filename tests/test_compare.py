@@ -332,6 +332,19 @@ def test_a_reference_that_would_not_count_is_refused(tmp_path: Path) -> None:
         evaluate("digits8", reference=tmp_path / "large.npz", extractor="digits-cnn", count=24, device="cpu")
 
 
+def test_a_tiny_reference_is_told_before_images_are_drawn(teacher: Denoiser, tmp_path: Path) -> None:
+    """Of 24 images 4 are held out, which have no five neighbours: what needs them drops out, or is refused if asked for."""
+    np.savez(tmp_path / "few.npz", images=onefold.load_data("digits").fetch(range(24))[0].permute(0, 2, 3, 1).numpy())
+    settings: dict[str, Any] = {"reference": tmp_path / "few.npz", "extractor": "digits-cnn", "count": 24, "calls": 1}
+    found = evaluate(teacher, **settings)["scores"]
+    assert "fd[digits-cnn]" in found and "precision[digits-cnn]" not in found
+    before = teacher.calls
+    for metric in ("precision", "kid"):
+        with pytest.raises(UserError, match=rf"{metric}\[digits-cnn\] needs 20 held-out .* has 4; give one of 100"):
+            evaluate(teacher, metrics=[metric], **settings)
+    assert teacher.calls == before
+
+
 def test_what_does_not_apply_is_refused(student: Student) -> None:
     with pytest.raises(UserError, match="has its own solver and grid of 2 calls; leave out calls"):
         evaluate(student, calls=3)

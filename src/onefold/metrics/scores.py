@@ -101,6 +101,7 @@ class Metric:
     floor: Callable[[Statistics, int], Floor | None] = lambda _reference, _count: None
     vectors: bool = False  # needs every image's features, not their moments alone
     least: int = 20  # images; fewer say nothing
+    least_real: int = 20  # whose features are needed one by one
     only: str = ""  # the one extractor that fits
 
     @property
