@@ -256,6 +256,7 @@ def test_exact_teachers_need_no_reference(tmp_path: Path) -> None:
         (("digits8",), {"metrics": ["fd"], "count": 8}, "needs 20 images or more"),
         (("digits8",), {"solvers": ("eular",)}, "did you mean 'euler'"),
         (("digits8",), {"calls": (0,)}, "1 or more network calls"),
+        (("digits8",), {"count": 0}, "count is 0, expected 1 or more images"),
         (("digits8",), {"calls": ()}, "at least one of each"),
         (("digits8",), {"lead": "fdd"}, "cannot open with 'fdd'"),
         (("digits8", "fashion28"), {}, "1x28x28"),
@@ -343,6 +344,14 @@ def test_a_tiny_reference_is_told_before_images_are_drawn(teacher: Denoiser, tmp
         with pytest.raises(UserError, match=rf"{metric}\[digits-cnn\] needs 20 held-out .* has 4; give one of 100"):
             evaluate(teacher, metrics=[metric], **settings)
     assert teacher.calls == before
+
+
+@pytest.mark.parametrize("source", ["digits8", "digits"])
+def test_a_count_is_kept_or_refused(source: str) -> None:
+    with pytest.raises(UserError, match="count is 0, expected 1 or more images"):
+        evaluate(source, count=0, device="cpu")
+    with pytest.raises(UserError, match="count is 50,000, but digits has 1,797 images; leave it out"):
+        evaluate("digits", count=50_000, reference=BUNDLED)
 
 
 def test_what_does_not_apply_is_refused(student: Student) -> None:

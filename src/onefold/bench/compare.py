@@ -98,6 +98,8 @@ def compare(
     All get the same noise. Without `metrics` the usual ones that the reference allows are measured; `lead` is the one
     that the report opens with. `published` names shipped numbers of the same data set, which it draws beside.
     """
+    if count < 1:
+        raise UserError(f"count is {count}, expected 1 or more images")
     begin, say, folder, processes = time.perf_counter(), tell or (lambda _: None), Path(out), Processes(device)
     loaded = load_models(models, device, precision, say)
     teachers = [model for model in loaded if isinstance(model, Denoiser)]
