@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,26 @@ def test_a_way_that_breaks_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     assert found.rows[1]["broken"] == 0 and found.rows[1]["scores"]["rmse"]["value"] < 1
     with pytest.raises(UserError, match="4 of 4 images are NaN"):
         evaluate(teacher, solver="euler", calls=3, count=4)
+
+
+class Cold(GaussianMixture):
+    """Its first call is slow, as a network's is that allocates, compiles or tunes."""
+
+    warm = False
+
+    def evaluate(self, x: torch.Tensor, sigma: torch.Tensor, cond: Any) -> torch.Tensor:
+        time.sleep(0 if self.warm else 2)
+        self.warm = True
+        return super().evaluate(x, sigma, cond)
+
+
+def test_what_a_model_does_once_is_no_latency(tmp_path: Path) -> None:
+    """Not even where all images are one batch; and what warms it up is not counted among the calls."""
+    settings: dict[str, Any] = {"calls": (2,), "solvers": ("euler",), "grids": ("auto",), "metrics": ["rmse"]}
+    first, *_ = compare([Cold(mixture().means, 0.2, process=EDM())], out=tmp_path, count=2, **settings).rows
+    assert first["seconds_per_image"] < 0.9 and first["nfe"] == 2
+    alone = evaluate(Cold(mixture().means, 0.2, process=EDM()), calls=2, count=2, metrics=["rmse"])
+    assert alone["seconds_per_image"] < 0.9
 
 
 def test_a_model_that_gives_nothing_but_nan_is_told(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from onefold.bench.gathering import GROUPS, PAIRED, Fine, Gathered, Meter, Request, gather
+from onefold.bench.gathering import GROUPS, PAIRED, Fine, Gathered, Meter, Request, gather, warm_up
 from onefold.bench.judging import Judge, make_judge
 from onefold.bench.picture import NAME, save_picture
 from onefold.bench.processes import Processes
@@ -248,6 +248,7 @@ class Bench:
         self.judge, self.request, self.folder, self.processes = judge, request, folder, processes
         self.progress, self.teachers, self.place = progress, teachers, [hardware(), versions()]
         self.fine: dict[tuple[int, float], Fine] = {}
+        self.warm: set[int] = set()  # models by identity
 
     def rows(self, ways: Sequence[Way]) -> list[dict[str, Any]]:
         """As results.json holds them. What is known already is decided by the first process, whose disk it is."""
@@ -314,6 +315,9 @@ class Bench:
         return next((one for one in self.teachers if one.card.get("sha256") == way.owner), None)
 
     def measure(self, way: Way, meter: Meter) -> dict[str, Any]:
+        if id(way.model) not in self.warm:
+            warm_up(way, self.request)
+            self.warm.add(id(way.model))
         gathered = gather(way, self.request, self.fine_for(way), meter, self.processes)
         if self.processes.first:
             save_sprite(gathered, self.folder / self.picture(way))

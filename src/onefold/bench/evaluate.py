@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onefold.bench.gathering import PAIRED, Fine, Gathered, Meter, Request, Share, gather, joined
+from onefold.bench.gathering import PAIRED, Fine, Gathered, Meter, Request, Share, gather, joined, warm_up
 from onefold.bench.judging import Judge, make_judge
 from onefold.bench.processes import Processes
 from onefold.bench.ways import BEST, Way, fine_way, student_way, way
@@ -151,7 +151,9 @@ def way_measured(
     )
     total = count * chosen.calls + (fine.count * fine.way.calls if fine else 0)
     meter = Meter(bench.progress, bench.processes, total)
-    gathered = gather(chosen, bench.request(judge, count), fine, meter, bench.processes)
+    request = bench.request(judge, count)
+    warm_up(chosen, request)
+    gathered = gather(chosen, request, fine, meter, bench.processes)
     facts = {"source": model.name, "how": chosen.label, "seed": bench.seed, "nfe": gathered.nfe}
     facts |= {"seconds_per_image": gathered.seconds_per_image, "cost": chosen.cost}
     if chosen.kind == "student" and teacher is not None:
