@@ -17,7 +17,7 @@ from PIL import Image
 import onefold
 from onefold.bench.compare import COLUMNS, Comparison, compare
 from onefold.bench.evaluate import evaluate
-from onefold.bench.published import read_published
+from onefold.bench.published import check_measured, read_published
 from onefold.bench.ways import BEST, student_way, teacher_ways, way
 from onefold.cli import main
 from onefold.denoiser import Denoiser, GaussianMixture
@@ -283,7 +283,11 @@ def test_exact_teachers_need_no_reference(tmp_path: Path) -> None:
         (("digits8", "fashion28"), {}, "1x28x28"),
         (("digits8",), {"metrics": ["fd[fashion-cnn]"]}, "fashion-cnn"),
         (("digits8",), {"published": "cifar"}, "did you mean 'cifar10'"),
-        (("digits8",), {"published": "cifar10"}, r"fd\[inception\], which is not measured"),
+        (
+            ("digits8",),
+            {"published": "cifar10"},
+            "cifar10 are of images of 3x32x32, these are of 1x8x8; leave --published out",
+        ),
     ],
 )
 def test_mistakes_get_one_sentence(
@@ -294,7 +298,10 @@ def test_mistakes_get_one_sentence(
 
 
 def test_published_numbers_fall_with_calls_and_hold_the_paper_s() -> None:
-    found = read_published("cifar10", ["fd[inception]"])
+    found = read_published("cifar10", (3, 32, 32))
+    with pytest.raises(UserError, match=r"fd\[inception\], which is not measured"):
+        check_measured(found, ["rmse"])
+    assert found["images"] == 50_000
     points = {one["label"]: dict(map(tuple, one["points"])) for one in found["series"]}
     assert points["Euler"][10] == 15.69 and points["SFD (student)"][2] == 4.53 and points["iPNDM-4"][5] == 13.59
     for series in points.values():

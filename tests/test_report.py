@@ -690,6 +690,7 @@ def test_published_points_are_hollow_and_called_published(browser: Chromium, sma
     series = [{"label": "Euler", "points": [[3, 93.36], [4, 66.76]]}]
     source = "Zhou et al. 2024, table 3"
     results["published"] = {"title": "CIFAR-10, solvers", "metric": FD, "source": source, "series": series}
+    results["published"] |= {"shape": [3, 32, 32], "images": 50_000}
     write(folder, results)
     write_report(folder)
     open_page(browser, folder)
@@ -703,8 +704,11 @@ def test_published_points_are_hollow_and_called_published(browser: Chromium, sma
     assert "Euler, published" in texts(browser, "#chart-calls text")
     assert "Euler, published" in texts(browser, "#legend button")
     browser.point(*middle(browser, hollow))
-    assert source in text(browser, "#tip")
+    assert "of 50,000 images" in text(browser, "#tip") and source in text(browser, "#tip")
+    told = "Hollow marks are published, of 50,000 images; the others are of 512."
+    assert told in text(browser, "#metric-about")
     choose(browser, "#metric", 1)
+    assert "published" not in text(browser, "#metric-about")
     assert not texts(browser, hollow)
     assert "Euler, published" not in texts(browser, "#legend button")
 

@@ -28,7 +28,7 @@ from onefold.bench.gathering import GROUPS, PAIRED, Fine, Gathered, Meter, Reque
 from onefold.bench.judging import Judge, make_judge
 from onefold.bench.picture import NAME, save_picture
 from onefold.bench.processes import Processes
-from onefold.bench.published import read_published
+from onefold.bench.published import check_measured, read_published
 from onefold.bench.report import write_report
 from onefold.bench.ways import BEST, CALLS, FINE, GRIDS, SOLVERS, Way, best_way, fine_way, student_way, teacher_ways
 from onefold.denoiser import Denoiser
@@ -104,6 +104,7 @@ def compare(
     loaded = load_models(models, device, precision, say)
     teachers = [model for model in loaded if isinstance(model, Denoiser)]
     first = teachers[0]
+    beside = read_published(published, first.image_shape) if published else None
     judge = make_judge(
         metrics,
         reference,
@@ -119,7 +120,8 @@ def compare(
         progress=progress,
     )
     keys = [metric.key(name) for metric, name in judge.asked]
-    beside = read_published(published, keys) if published else None
+    if beside:
+        check_measured(beside, keys)
     if lead is not None and lead not in keys:
         raise UserError(f"the report cannot open with {lead!r}{suggest(lead, keys)}; it is not measured here")
     ways = ways_of(loaded, teachers, solvers, grids, calls, processes)

@@ -269,7 +269,7 @@ function dimAllBut(key) {
 
 function tipText({ line, row, x, score }, chart) {
   const value = `${state.metric.key} ${scoreText(score)}`;
-  if (!row) return [line.name, value, callsText(x), data.published.source];
+  if (!row) return [line.name, value, callsText(x), `of ${publishedImages()}`, data.published.source];
   if (chart === CHARTS.calls) return [row.label, value];
   return [row.label, value, x === null ? "no training" : `${chart.format(x)}, ${chart.label()}`];
 }

@@ -100,6 +100,7 @@ class Published(Part):
     title: str
     metric: str
     source: str
+    images: PositiveInt
     series: list[PublishedSeries]
 
 

@@ -70,6 +70,7 @@ function decimals({ value, spread }) {
 const valueText = (score) => score.value.toFixed(decimals(score));
 const spreadText = (score) => (given(score.spread) ? `± ${score.spread.toFixed(decimals(score))}` : "");
 const scoreText = (score) => `${valueText(score)} ${spreadText(score)}`.trim();
+const publishedImages = () => `${data.published.images.toLocaleString("en")} images`;
 const floorText = (floor) => valueText({ value: floor.value, spread: null });
 
 function duration(seconds) {

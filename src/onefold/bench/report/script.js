@@ -111,7 +111,8 @@ function drawProvenance() {
   };
   const known = Object.fromEntries(data.metrics.map(about));
   const { published } = data;
-  if (published) known.published = `${published.title}: ${published.source}. Drawn with ${published.metric}.`;
+  if (published) known.published =
+    `${published.title}: ${published.source}. Of ${publishedImages()}; drawn with ${published.metric}.`;
   find("metrics").append(...entries(known));
   if (commands.length) find("commands").append(el("h3", {}, "Commands"), ...commands.map(command));
   const image = `${WIDTH} × ${HEIGHT}, ${data.image.channels} channel${data.image.channels === 1 ? "" : "s"}`;
@@ -148,7 +149,9 @@ function chooseMetric(metric) {
   find("log").disabled = Math.min(...values) <= 0;
   find("log").checked = state.log = wide && !find("log").disabled;
   find("summary").replaceChildren(...summary());
-  find("metric-about").textContent = `${metric.name}, ${metric.key}: ${ended(metric.about)}`;
+  const beside = data.published?.metric === metric.key
+    ? ` Hollow marks are published, of ${publishedImages()}; the others are of ${data.count.toLocaleString("en")}.` : "";
+  find("metric-about").textContent = `${metric.name}, ${metric.key}: ${ended(metric.about)}${beside}`;
   panels.forEach((panel) => panel.refresh());
   drawLegend();
   drawCharts();
