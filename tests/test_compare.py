@@ -20,6 +20,7 @@ from onefold.bench.evaluate import evaluate
 from onefold.bench.published import check_measured, read_published
 from onefold.bench.ways import BEST, student_way, teacher_ways, way
 from onefold.cli import main
+from onefold.cli.evaluate import cell, print_comparison
 from onefold.denoiser import Denoiser, GaussianMixture
 from onefold.errors import UserError
 from onefold.grids import karras
@@ -91,7 +92,35 @@ def test_the_usual_metrics_come_with_the_bundled_reference(comparison: Compariso
     ]
     floor = comparison.results["metrics"][0]["floor"]
     assert floor["low"] <= floor["value"] <= floor["high"]
-    assert "24" in floor["about"]
+    assert "24" in floor["about"] and floor["count"] == 24
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "printed"),
+    [
+        (0.10912, 0.00412, "0.109 +-0.004"),
+        (0.10912, 0.0012, "0.1091 +-0.0012"),
+        (2.75, 0.6, "2.8 +-0.6"),
+        (117.3, 12.0, "117 +-12"),
+        (1.0, 0.0, "1.00 +-0"),
+        (1.61, None, "1.61"),
+    ],
+)
+def test_a_value_is_printed_with_what_its_spread_knows(value: float, spread: float | None, printed: str) -> None:
+    assert cell({"value": value, "spread": spread}) == printed
+
+
+def test_the_table_tells_spreads_and_how_many_images_a_floor_has(
+    tmp_path: Path, teacher: Denoiser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The digits' reference holds 500 real images out, of which a floor against others has 250 at most."""
+    settings: dict[str, Any] = {"calls": (1, 2), "solvers": ("euler",), "grids": ("auto",), "count": 300}
+    results = compare([teacher], out=tmp_path, metrics=["fd", "precision"], **settings).results
+    print_comparison(results, calls=1)
+    *rows, floor = capsys.readouterr().out.split("\n\n")[0].splitlines()[2:]
+    assert [row.split(",")[0] for row in rows] == ["euler on quadratic", "ipndm3 on quadratic (best)"]
+    assert all(row.count(" +-") == 2 for row in rows)
+    assert " of 250" in floor and floor.count(" of ") == 1  # as many as the rows have need no word
 
 
 def test_more_calls_are_nearer_and_the_best_is_nearest(comparison: Comparison) -> None:

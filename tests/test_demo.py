@@ -10,6 +10,7 @@ from PIL import Image
 
 from onefold.bench.ways import BEST
 from onefold.cli import main
+from onefold.cli.evaluate import cell
 from onefold.demo import run
 from onefold.teachers import load_teacher
 
@@ -39,4 +40,4 @@ def test_the_command_ends_with_a_table_and_can_be_run_again(tmp_path: Path, caps
     again = json.loads(capsys.readouterr().out)
     assert again["trained"]["images"] == 64
     student = next(row for row in again["comparison"]["rows"] if row["kind"] == "student")
-    assert f"{student['scores']['rmse']['value']:#.4g}" in printed
+    assert cell(student["scores"]["rmse"]) in printed

@@ -313,7 +313,7 @@ def test_the_summary_is_computed_from_the_rows(browser: Chromium, folder: Path) 
     )
     choose(browser, "#metric", 2)
     assert "the best solver (dpmpp2m on karras) at " in text(browser, "#summary")
-    assert "the ceiling is 0.830. Recall, higher is better." in text(browser, "#summary")
+    assert "the ceiling is 0.830 (of 250). Recall, higher is better." in text(browser, "#summary")
 
 
 def positions(browser: Chromium, chart: str, line: str) -> np.ndarray:
@@ -349,7 +349,7 @@ def test_the_metric_rules_all_charts(browser: Chromium) -> None:
     choose(browser, "#metric", 2)
     for chart in ("calls", "cost", "latency"):
         assert f"{RECALL}, higher is better" in texts(browser, f"#chart-{chart} text")
-        assert "ceiling 0.830" in texts(browser, f"#chart-{chart} text")
+        assert "ceiling 0.830 (of 250)" in texts(browser, f"#chart-{chart} text")
     assert not browser.evaluate("document.querySelector('#log').checked")  # values of less than a decade are not bent
     choose(browser, "#metric", 1)
     assert f"{RMSE}, lower is better" in texts(browser, "#chart-calls text")

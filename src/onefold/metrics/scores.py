@@ -35,11 +35,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Floor:
-    """What real images would get in the place of generated ones, at the same number."""
+    """What real images would get in the place of generated ones, at the same number, or as many as there are."""
 
     value: float
     low: float
     high: float
+    count: int
     about: str
 
 
@@ -176,7 +177,7 @@ def real_against_real(
     about = f"{draws} draws of {taken:,} real images against others" + (
         ", as there are no more" if taken < count else ""
     )
-    return Floor(fmean(values), min(values), max(values), about)
+    return Floor(fmean(values), min(values), max(values), taken, about)
 
 
 def accuracy_score(seen: Evidence) -> Score:

@@ -36,6 +36,7 @@ class Floor(Part):
     value: FiniteFloat
     low: FiniteFloat
     high: FiniteFloat
+    count: PositiveInt
     about: str
 
 
