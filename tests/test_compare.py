@@ -155,6 +155,9 @@ def test_results_are_json_and_name_where_they_come_from(comparison: Comparison) 
     assert results["provenance"]["commands"] == ["onefold compare <digits8> & 'more'"]
     assert results["provenance"]["versions"]["torch"] == torch.__version__
     assert "processor" in results["provenance"]["hardware"]
+    kinds = [path["kind"] for path in results["interpolations"]]
+    assert kinds == ["slerp", "linear"] * (len(kinds) // 2) and kinds
+    assert results["interpolations"][0]["evenness"] != results["interpolations"][1]["evenness"]
     for path in (*results["interpolations"], *results["trajectories"]):
         with Image.open(comparison.folder / path["picture"]) as picture:
             assert picture.width == 8 * path["columns"]

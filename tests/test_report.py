@@ -122,7 +122,6 @@ def nasty(results: Results) -> None:
     results["rows"][0] |= {"label": NASTY, "series": NASTY}
     results["rows"][-2] |= {"label": NASTY, "series": NASTY, "model": NASTY, "method": NASTY}
     results["metrics"][0] |= {"name": NASTY, "about": NASTY}
-    results["interpolations"][0]["about"] = NASTY
     results["provenance"] |= {"commands": [NASTY], NASTY: {NASTY: [NASTY]}}
 
 
@@ -176,7 +175,7 @@ def changed(path: str, value: Any) -> Callable[[Results], None]:
         (changed("shown", 17), r"r00.png is 64x16, expected 17 images of 8x8"),
         (changed("image/width", 7), r"r00.png is 64x16, expected 9 images of 7x8"),
         (changed("trajectories/0/sigmas", [1.0]), r"trajectory of 'r03' has 1 sigmas for 5 columns"),
-        (changed("interpolations/0/columns", 9), r"path.png is 80x24, expected rows of 9 images of 8x8"),
+        (changed("interpolations/0/columns", 9), r"slerp.png is 80x24, expected rows of 9 images of 8x8"),
         (lambda results: results.pop("title"), "title does not fit .*required"),
     ],
 )
@@ -586,8 +585,6 @@ def test_a_command_is_copied(browser: Chromium, folder: Path) -> None:
 
 def test_strips_and_provenance_are_told(browser: Chromium) -> None:
     assert texts(browser, "#trajectories figure:first-child .sigmas span") == ["80", "10", "1", "0.1", "0"]
-    assert len(texts(browser, "#interpolations figure")) == 2
-    assert "slerp between two noises" in text(browser, "#interpolations figure figcaption")
     told = text(browser, "#provenance")
     for fact in (
         "torch2.9.1",
@@ -598,6 +595,33 @@ def test_strips_and_provenance_are_told(browser: Chromium) -> None:
         "512 real images",
     ):
         assert fact in told
+
+
+def test_interpolations_are_offered_on_both_paths_with_their_evenness(browser: Chromium) -> None:
+    seen = "#interpolations figure:not([hidden])"
+    assert len(texts(browser, seen)) == 2
+    assert text(browser, f"{seen} p") == "path 1.59 times as long as straight, largest step 1.41 times the mean"
+    choose(browser, "#path", 1)
+    assert len(texts(browser, seen)) == 2
+    assert text(browser, f"{seen} p") == "path 1.83 times as long as straight, largest step 1.62 times the mean"
+    told = text(browser, "#interpolations .tools p")
+    assert "great circle" in told and "straight line" in told
+
+
+@pytest.mark.parametrize("width", [390, 1185, 1200])
+def test_strips_are_whole_and_in_line(browser: Chromium, small: tuple[Path, Results], width: int) -> None:
+    """No interpolation is scrolled, and one long caption does not move the strip beside it."""
+    folder, results = small
+    results["rows"][next(place for place, row in enumerate(results["rows"]) if row["id"] == "r24")]["label"] *= 6
+    write(folder, results)
+    write_report(folder)
+    browser.show(width)
+    open_page(browser, folder)
+    measure = "[...document.querySelectorAll('#interpolations figure:not([hidden]) .strip')].map((strip) => "
+    hidden = browser.evaluate(measure + "strip.scrollWidth - strip.clientWidth)")
+    assert max(hidden) <= 0
+    first, second = browser.evaluate(measure + "strip.getBoundingClientRect().y)")
+    assert first == second or width < 600
 
 
 @pytest.mark.parametrize("width", [360, 390, 768, 1280])

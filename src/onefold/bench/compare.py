@@ -34,6 +34,7 @@ from onefold.bench.ways import BEST, CALLS, FINE, GRIDS, SOLVERS, Way, best_way,
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError, suggest
 from onefold.files import atomic_file
+from onefold.metrics.interpolation import Path as Along
 from onefold.metrics.interpolation import between, evenness
 from onefold.metrics.references import shape_text
 from onefold.pictures import picture_grid, save_png
@@ -50,6 +51,7 @@ SHOWN = 64
 COLUMNS = 8
 LARGEST = 128  # pixels of an image in the report's pictures
 PAIRS, FRAMES = 4, 10  # of the interpolation strips
+PATHS: tuple[Along, ...] = ("slerp", "linear")
 FOLLOWED = 4  # images whose states are shown
 
 
@@ -337,7 +339,10 @@ class Bench:
         paths, trajectories = [], []
         for way, row in chosen if self.processes.first else ():
             if not get_solver(way.plan.solver).stochastic:
-                paths.append({"row": row["id"], **self.remembered(way, "-path", self.path)})
+                paths += [
+                    {"row": row["id"], "kind": kind, **self.remembered(way, f"-{kind}", partial(self.path, kind=kind))}
+                    for kind in PATHS
+                ]
             if way.calls <= max(CALLS):
                 trajectories.append({"row": row["id"], **self.remembered(way, "-steps", self.trajectory)})
         return {"interpolations": paths, "trajectories": trajectories}
@@ -349,10 +354,10 @@ class Bench:
         write_json(found := draw(way), path)
         return found
 
-    def path(self, way: Way) -> dict[str, Any]:
-        """Images along the great circles between the noises of the first images; the class is the first one's."""
+    def path(self, way: Way, kind: Along) -> dict[str, Any]:
+        """Images between the noises of the first images; the class is the first one's."""
         noises = ImageNoise(self.request.seed, range(2 * PAIRS), way.model.shape)()
-        frames = between("slerp", noises[:PAIRS], noises[PAIRS:], FRAMES)
+        frames = between(kind, noises[:PAIRS], noises[PAIRS:], FRAMES)
         labels = chosen_labels(way.model, self.request.seed, range(PAIRS), None)
         repeated = None if labels is None else labels.repeat_interleave(FRAMES)
         parts = []
@@ -362,13 +367,12 @@ class Bench:
             state = way.plan.solve(way.model, partial(Tensor.clone, noise), own)[-1]
             parts.append(way.model.images(state).float().cpu())
         images = torch.cat(parts)
-        picture = self.picture(way, "-path")
+        picture = self.picture(way, f"-{kind}")
         save_png(picture_grid(small(images), FRAMES, 1, 0), self.folder / picture)
         found = evenness(images.unflatten(0, (PAIRS, FRAMES)))
         return {
             "picture": picture,
             "columns": FRAMES,
-            "about": "along the great circle between two noises",
             "evenness": asdict(found) if found else None,
         }
 

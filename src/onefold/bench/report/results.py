@@ -84,8 +84,14 @@ class Strip(Part):
     columns: PositiveInt
 
 
+class Evenness(Part):
+    length: Amount
+    jump: Amount
+
+
 class Interpolation(Strip):
-    about: str
+    kind: Literal["slerp", "linear"]
+    evenness: Evenness | None
 
 
 class Trajectory(Strip):

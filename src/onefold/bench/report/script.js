@@ -160,6 +160,7 @@ function chooseMetric(metric) {
 function listenToSwitches() {
   find("metric").addEventListener("change", (event) => chooseMetric(data.metrics[event.target.selectedIndex]));
   find("log").addEventListener("change", (event) => { state.log = event.target.checked; drawCharts(); });
+  find("path").addEventListener("change", (event) => choosePath(event.target.value));
   find("cost").addEventListener("change", (event) => { state.unit = event.target.value; drawChart("cost"); });
   let width = find("main").clientWidth;
   new ResizeObserver(() => { if (width !== (width = find("main").clientWidth)) fit(); }).observe(find("main"));
@@ -168,6 +169,7 @@ function listenToSwitches() {
 function fit() {
   drawCharts();
   fitPanels();
+  fitStrips();
 }
 
 function start() {
@@ -180,8 +182,9 @@ function start() {
   fitPanels();
   chooseNoise(0);
   chooseMetric(data.metrics[0]);
-  drawStrips("interpolations", (strip) => `: ${strip.about}`, () => null);
-  drawStrips("trajectories", () => null, sigmas);
+  drawStrips("interpolations", () => null, evenness);
+  drawStrips("trajectories", sigmas, () => null);
+  choosePath(find("path").value);
   makeTable();
   drawProvenance();
   const link = ({ id, firstElementChild }) => el("li", {}, el("a", { href: `#${id}` }, firstElementChild.textContent));
