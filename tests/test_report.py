@@ -575,6 +575,39 @@ def test_the_best_value_at_equal_calls_is_marked(browser: Chromium, folder: Path
     assert texts(browser, "#table .best-row > :nth-child(2)") == ["★ teacher"]
 
 
+def test_what_real_images_do_not_beat_clearly_is_no_winner(browser: Chromium, small: tuple[Path, Results]) -> None:
+    """A recall above its ceiling, and a distance within its spread of the floor; elsewhere the best stay marked."""
+    folder, results = small
+    here = [row["scores"] for row in results["rows"] if row["calls"] == 4]
+    here[0][RECALL]["value"], here[1][FD] = 0.9, {"value": 1.3, "spread": 0.2}
+    write(folder, results)
+    write_report(folder)
+    open_page(browser, folder)
+    for column in (4, 6):
+        marked = texts(browser, f"#table tbody tr:has(> :nth-child({column}) .winner) > :nth-child(3)")
+        assert sorted(map(int, marked)) == [1, 2, 3, 8, 20]
+
+
+def test_the_table_shows_values_at_phone_width(browser: Chromium, folder: Path) -> None:
+    """Without scrolling: the sampler, its calls, and the first two metrics."""
+    browser.show(390)
+    open_page(browser, folder)
+    for column in (4, 5):
+        cell = f"document.querySelector('#table tbody tr > :nth-child({column})').getBoundingClientRect()"
+        assert browser.evaluate(f"{cell}.right") <= 390 - 16
+
+
+def test_the_label_of_the_best_teacher_is_clear_of_its_mark(browser: Chromium) -> None:
+    inside = """(() => {
+      const box = (node) => node.getBoundingClientRect();
+      const chart = document.querySelector('#chart-cost');
+      const label = box([...chart.querySelectorAll('text')].find((node) => node.textContent.startsWith('teacher at')));
+      const mark = box(chart.querySelector('g.best .dot'));
+      return mark.right < label.left || mark.left > label.right || mark.bottom < label.top || mark.top > label.bottom;
+    })()"""
+    assert browser.evaluate(inside)
+
+
 def test_a_command_is_copied(browser: Chromium, folder: Path) -> None:
     browser.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
     focus(browser, ".command button")

@@ -4,7 +4,7 @@
 
 const COLUMNS = [
   { name: "Sampler", value: (row) => row.label, words: true },
-  { name: "Kind", value: kindText, words: true },
+  { name: "Kind", value: kindText, words: true, also: "kind" },
   { name: "Calls", value: (row) => row.calls },
   { name: "Counted", about: "calls made", value: (row) => row.nfe, text: short, shown: (row) => row.nfe !== row.calls },
   ...data.metrics.map((metric) => ({
@@ -21,11 +21,14 @@ function kindText(row) {
   return { best: "★ teacher", solver: "solver", student: `student${row.method ? `, ${row.method}` : ""}` }[row.kind];
 }
 
+const classes = ({ words, also }) => [words && "words", also].filter(Boolean).join(" ") || null;
+
 function makeTable() {
   const head = (column) => {
-    const label = [el("span", { class: "arrow" }, column.name), el("small", {}, column.about ?? "\u00a0")];
+    const [name, ...extractor] = column.name.split(/(?=\[)/); // a line may end before it
+    const label = [el("span", { class: "arrow" }, name, el("wbr"), extractor), el("small", {}, column.about ?? "\u00a0")];
     const button = el("button", { type: "button", onclick: () => sortBy(column) }, label);
-    return (column.head = el("th", { scope: "col", class: column.words ? "words" : null }, button));
+    return (column.head = el("th", { scope: "col", class: classes(column) }, button));
   };
   find("table").querySelector("thead").append(el("tr", {}, COLUMNS.map(head)));
   sortBy(COLUMNS.find((column) => column.name === "Calls"));
@@ -52,21 +55,29 @@ function tableRow(row) {
     const value = column.value(row);
     if (!given(value)) return el("td", {}, "–");
     if (column.metric) return scoreCell(row, column.metric);
-    return el("td", { class: column.words ? "words" : null }, (column.text ?? String)(value));
+    return el("td", { class: classes(column) }, (column.text ?? String)(value));
   };
   return el("tr", { class: `${row.kind}-row` }, COLUMNS.map(cell));
 }
 
+/** The best of some scores; none where real images do not beat it by more than its spread, since the rest is noise. */
+function winner(scores, { better: direction, floor }) {
+  const sign = direction === "lower" ? 1 : -1;
+  const best = scores.reduce((first, score) => (sign * score.value < sign * first.value ? score : first));
+  const clear = !floor || sign * (best.value - floor.value) > (best.spread ?? 0);
+  return scores.length > 1 && clear ? best.value : null;
+}
+
 /** Spaces as wide as the missing digits keep the decimal points of a column below one another. */
-function scoreCell(row, { key, better: direction }) {
+function scoreCell(row, metric) {
+  const { key } = metric;
   const score = row.scores[key];
   const measured = data.rows.filter((other) => other.scores[key]);
   const scores = measured.map((other) => other.scores[key]);
   const missing = Math.max(...scores.map(decimals)) - decimals(score);
   const padding = (missing && !decimals(score) ? "\u2008" : "") + "\u2007".repeat(missing);
-  const rivals = measured.filter((other) => other.calls === row.calls).map((other) => other.scores[key].value);
-  const first = score.value === (direction === "lower" ? Math.min : Math.max)(...rivals);
-  const value = el("span", { class: first && rivals.length > 1 ? "winner" : null }, valueText(score));
+  const rivals = measured.filter((other) => other.calls === row.calls).map((other) => other.scores[key]);
+  const value = el("span", { class: score.value === winner(rivals, metric) ? "winner" : null }, valueText(score));
   const spread = el("span", { class: "spread" }, spreadText(score));
   return el("td", {}, value, padding, scores.some((other) => given(other.spread)) ? spread : null);
 }
