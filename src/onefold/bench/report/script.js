@@ -26,7 +26,7 @@ const classes = ({ words, also }) => [words && "words", also].filter(Boolean).jo
 function makeTable() {
   const head = (column) => {
     const [name, ...extractor] = column.name.split(/(?=\[)/); // a line may end before it
-    const label = [el("span", { class: "arrow" }, name, el("wbr"), extractor), el("small", {}, column.about ?? "\u00a0")];
+    const label = [el("span", { class: "arrow" }, name, extractor.flatMap((part) => [el("wbr"), part])), el("small", {}, column.about ?? "\u00a0")];
     const button = el("button", { type: "button", onclick: () => sortBy(column) }, label);
     return (column.head = el("th", { scope: "col", class: classes(column) }, button));
   };
