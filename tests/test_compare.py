@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from PIL import Image
 import onefold
 from onefold.bench.compare import COLUMNS, Comparison, compare
 from onefold.bench.evaluate import evaluate
-from onefold.bench.published import read_published
+from onefold.bench.published import check_measured, read_published
 from onefold.bench.ways import BEST, student_way, teacher_ways, way
 from onefold.cli import main
+from onefold.cli.evaluate import cell, print_comparison
 from onefold.denoiser import Denoiser, GaussianMixture
 from onefold.errors import UserError
 from onefold.grids import karras
@@ -90,7 +92,35 @@ def test_the_usual_metrics_come_with_the_bundled_reference(comparison: Compariso
     ]
     floor = comparison.results["metrics"][0]["floor"]
     assert floor["low"] <= floor["value"] <= floor["high"]
-    assert "24" in floor["about"]
+    assert "24" in floor["about"] and floor["count"] == 24
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "printed"),
+    [
+        (0.10912, 0.00412, "0.109 +-0.004"),
+        (0.10912, 0.0012, "0.1091 +-0.0012"),
+        (2.75, 0.6, "2.8 +-0.6"),
+        (117.3, 12.0, "117 +-12"),
+        (1.0, 0.0, "1.00 +-0"),
+        (1.61, None, "1.61"),
+    ],
+)
+def test_a_value_is_printed_with_what_its_spread_knows(value: float, spread: float | None, printed: str) -> None:
+    assert cell({"value": value, "spread": spread}) == printed
+
+
+def test_the_table_tells_spreads_and_how_many_images_a_floor_has(
+    tmp_path: Path, teacher: Denoiser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The digits' reference holds 500 real images out, of which a floor against others has 250 at most."""
+    settings: dict[str, Any] = {"calls": (1, 2), "solvers": ("euler",), "grids": ("auto",), "count": 300}
+    results = compare([teacher], out=tmp_path, metrics=["fd", "precision"], **settings).results
+    print_comparison(results, calls=1)
+    *rows, floor = capsys.readouterr().out.split("\n\n")[0].splitlines()[2:]
+    assert [row.split(",")[0] for row in rows] == ["euler on quadratic", "ipndm3 on quadratic (best)"]
+    assert all(row.count(" +-") == 2 for row in rows)
+    assert " of 250" in floor and floor.count(" of ") == 1  # as many as the rows have need no word
 
 
 def test_more_calls_are_nearer_and_the_best_is_nearest(comparison: Comparison) -> None:
@@ -125,6 +155,9 @@ def test_results_are_json_and_name_where_they_come_from(comparison: Comparison) 
     assert results["provenance"]["commands"] == ["onefold compare <digits8> & 'more'"]
     assert results["provenance"]["versions"]["torch"] == torch.__version__
     assert "processor" in results["provenance"]["hardware"]
+    kinds = [path["kind"] for path in results["interpolations"]]
+    assert kinds == ["slerp", "linear"] * (len(kinds) // 2) and kinds
+    assert results["interpolations"][0]["evenness"] != results["interpolations"][1]["evenness"]
     for path in (*results["interpolations"], *results["trajectories"]):
         with Image.open(comparison.folder / path["picture"]) as picture:
             assert picture.width == 8 * path["columns"]
@@ -227,6 +260,26 @@ def test_a_way_that_breaks_is_told_and_the_others_go_on(tmp_path: Path) -> None:
         evaluate(teacher, solver="euler", calls=3, count=4)
 
 
+class Cold(GaussianMixture):
+    """Its first call is slow, as a network's is that allocates, compiles or tunes."""
+
+    warm = False
+
+    def evaluate(self, x: torch.Tensor, sigma: torch.Tensor, cond: Any) -> torch.Tensor:
+        time.sleep(0 if self.warm else 2)
+        self.warm = True
+        return super().evaluate(x, sigma, cond)
+
+
+def test_what_a_model_does_once_is_no_latency(tmp_path: Path) -> None:
+    """Not even where all images are one batch; and what warms it up is not counted among the calls."""
+    settings: dict[str, Any] = {"calls": (2,), "solvers": ("euler",), "grids": ("auto",), "metrics": ["rmse"]}
+    first, *_ = compare([Cold(mixture().means, 0.2, process=EDM())], out=tmp_path, count=2, **settings).rows
+    assert first["seconds_per_image"] < 0.9 and first["nfe"] == 2
+    alone = evaluate(Cold(mixture().means, 0.2, process=EDM()), calls=2, count=2, metrics=["rmse"])
+    assert alone["seconds_per_image"] < 0.9
+
+
 def test_a_model_that_gives_nothing_but_nan_is_told(tmp_path: Path) -> None:
     teacher = Breaking(mixture().means, 0.2, process=EDM())
     teacher.level = 80.0  # the start of every grid
@@ -256,12 +309,17 @@ def test_exact_teachers_need_no_reference(tmp_path: Path) -> None:
         (("digits8",), {"metrics": ["fd"], "count": 8}, "needs 20 images or more"),
         (("digits8",), {"solvers": ("eular",)}, "did you mean 'euler'"),
         (("digits8",), {"calls": (0,)}, "1 or more network calls"),
+        (("digits8",), {"count": 0}, "count is 0, expected 1 or more images"),
         (("digits8",), {"calls": ()}, "at least one of each"),
         (("digits8",), {"lead": "fdd"}, "cannot open with 'fdd'"),
         (("digits8", "fashion28"), {}, "1x28x28"),
         (("digits8",), {"metrics": ["fd[fashion-cnn]"]}, "fashion-cnn"),
         (("digits8",), {"published": "cifar"}, "did you mean 'cifar10'"),
-        (("digits8",), {"published": "cifar10"}, r"fd\[inception\], which is not measured"),
+        (
+            ("digits8",),
+            {"published": "cifar10"},
+            "cifar10 are of images of 3x32x32, these are of 1x8x8; leave --published out",
+        ),
     ],
 )
 def test_mistakes_get_one_sentence(
@@ -272,7 +330,10 @@ def test_mistakes_get_one_sentence(
 
 
 def test_published_numbers_fall_with_calls_and_hold_the_paper_s() -> None:
-    found = read_published("cifar10", ["fd[inception]"])
+    found = read_published("cifar10", (3, 32, 32))
+    with pytest.raises(UserError, match=r"fd\[inception\], which is not measured"):
+        check_measured(found, ["rmse"])
+    assert found["images"] == 50_000
     points = {one["label"]: dict(map(tuple, one["points"])) for one in found["series"]}
     assert points["Euler"][10] == 15.69 and points["SFD (student)"][2] == 4.53 and points["iPNDM-4"][5] == 13.59
     for series in points.values():
@@ -330,6 +391,27 @@ def test_a_reference_that_would_not_count_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "large.npz", images=images)
     with pytest.raises(UserError, match="scale the reference first"):
         evaluate("digits8", reference=tmp_path / "large.npz", extractor="digits-cnn", count=24, device="cpu")
+
+
+def test_a_tiny_reference_is_told_before_images_are_drawn(teacher: Denoiser, tmp_path: Path) -> None:
+    """Of 24 images 4 are held out, which have no five neighbours: what needs them drops out, or is refused if asked for."""
+    np.savez(tmp_path / "few.npz", images=onefold.load_data("digits").fetch(range(24))[0].permute(0, 2, 3, 1).numpy())
+    settings: dict[str, Any] = {"reference": tmp_path / "few.npz", "extractor": "digits-cnn", "count": 24, "calls": 1}
+    found = evaluate(teacher, **settings)["scores"]
+    assert "fd[digits-cnn]" in found and "precision[digits-cnn]" not in found
+    before = teacher.calls
+    for metric in ("precision", "kid"):
+        with pytest.raises(UserError, match=rf"{metric}\[digits-cnn\] needs 20 held-out .* has 4; give one of 100"):
+            evaluate(teacher, metrics=[metric], **settings)
+    assert teacher.calls == before
+
+
+@pytest.mark.parametrize("source", ["digits8", "digits"])
+def test_a_count_is_kept_or_refused(source: str) -> None:
+    with pytest.raises(UserError, match="count is 0, expected 1 or more images"):
+        evaluate(source, count=0, device="cpu")
+    with pytest.raises(UserError, match="count is 50,000, but digits has 1,797 images; leave it out"):
+        evaluate("digits", count=50_000, reference=BUNDLED)
 
 
 def test_what_does_not_apply_is_refused(student: Student) -> None:

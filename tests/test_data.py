@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DModel
 from PIL import Image
 
 from onefold import data as data_module
@@ -784,6 +785,26 @@ def test_teacher_fingerprint_sees_weights_and_process_but_not_calls() -> None:
     assert data_module.fingerprint_of(teacher.replace(process=EDM(sigma_data=0.7))) != before
     nets = [torch.nn.Linear(2, 2).to(torch.bfloat16) for _ in range(2)]
     assert len({data_module.fingerprint_of(teacher.replace(network=net)) for net in (*nets, nets[0])}) == 2
+
+
+def test_teacher_fingerprint_sees_the_architecture(tmp_path: Path) -> None:
+    """Equal weights compute other images with another activation or another epsilon; where they lie does not matter."""
+
+    def fingerprint(network: torch.nn.Module) -> str:
+        return data_module.fingerprint_of(mixture().replace(network=network))
+
+    def unet(**changes: Any) -> UNet2DModel:
+        size: dict[str, Any] = {"block_out_channels": (4,), "layers_per_block": 1, "norm_num_groups": 2}
+        blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+        torch.manual_seed(0)
+        return UNet2DModel(4, 1, 1, add_attention=False, **size, **blocks, **changes)
+
+    unet().save_pretrained(tmp_path)
+    again = UNet2DModel.from_pretrained(tmp_path)
+    assert fingerprint(again) == fingerprint(unet())
+    assert len({fingerprint(unet(**change)) for change in ({}, {"act_fn": "gelu"}, {"norm_eps": 0.1})}) == 3
+    plain = [torch.nn.GroupNorm(1, 2), torch.nn.GroupNorm(1, 2, eps=0.1), torch.nn.GroupNorm(1, 2)]
+    assert len({fingerprint(network) for network in plain}) == 2
 
 
 def test_teacher_as_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from onefold.metrics.classes import class_accuracy, class_score
 from onefold.metrics.frechet import floor, frechet_distance, jackknife
 from onefold.metrics.kid import kernel_distance
 from onefold.metrics.neighbours import Neighbours
+from onefold.metrics.scores import METRICS, Evidence
 from onefold.metrics.statistics import Moments, Statistics, load_statistics
 from onefold.metrics.toys import mode_coverage, sliced_wasserstein
 
@@ -357,6 +358,19 @@ def test_kernel_distance_has_no_bias() -> None:
     assert abs(values.mean()) < 3 * error
     own = ((sets.square().sum(-1) / 4 + 1) ** 3).mean() - ((sets[:, 0] @ sets[:, 1].mT / 4 + 1) ** 3).mean()
     assert 2 * float(own) / 20 > 20 * error
+
+
+@pytest.mark.parametrize(("count", "real"), [(100, 300), (300, 100)])
+@pytest.mark.parametrize("shift", [0.0, 0.7])
+def test_the_kernel_distance_s_spread_is_its_standard_error(count: int, real: int, shift: float) -> None:
+    """Against many draws of generated images, where there is no difference and where there is a clear one."""
+    features = random(real, 8, seed=1)
+    reference = Statistics(features.mean(0), features.T.cov(), 0, "", {}, features)
+    made = random(60, count, 8) + shift
+    scores = [METRICS["kid"].score(Evidence(vectors=rows, reference=reference)) for rows in made]
+    true = np.std([score.value for score in scores], ddof=1)
+    spread = np.sqrt(np.mean([(score.spread or 0) ** 2 for score in scores]))
+    assert true / 1.5 < spread < 1.5 * true
 
 
 @pytest.mark.parametrize(("count", "size"), [(50, 51), (50, 1), (50, 0)])

@@ -122,7 +122,6 @@ def nasty(results: Results) -> None:
     results["rows"][0] |= {"label": NASTY, "series": NASTY}
     results["rows"][-2] |= {"label": NASTY, "series": NASTY, "model": NASTY, "method": NASTY}
     results["metrics"][0] |= {"name": NASTY, "about": NASTY}
-    results["interpolations"][0]["about"] = NASTY
     results["provenance"] |= {"commands": [NASTY], NASTY: {NASTY: [NASTY]}}
 
 
@@ -176,7 +175,7 @@ def changed(path: str, value: Any) -> Callable[[Results], None]:
         (changed("shown", 17), r"r00.png is 64x16, expected 17 images of 8x8"),
         (changed("image/width", 7), r"r00.png is 64x16, expected 9 images of 7x8"),
         (changed("trajectories/0/sigmas", [1.0]), r"trajectory of 'r03' has 1 sigmas for 5 columns"),
-        (changed("interpolations/0/columns", 9), r"path.png is 80x24, expected rows of 9 images of 8x8"),
+        (changed("interpolations/0/columns", 9), r"slerp.png is 80x24, expected rows of 9 images of 8x8"),
         (lambda results: results.pop("title"), "title does not fit .*required"),
     ],
 )
@@ -313,7 +312,7 @@ def test_the_summary_is_computed_from_the_rows(browser: Chromium, folder: Path) 
     )
     choose(browser, "#metric", 2)
     assert "the best solver (dpmpp2m on karras) at " in text(browser, "#summary")
-    assert "the ceiling is 0.830. Recall, higher is better." in text(browser, "#summary")
+    assert "the ceiling is 0.830 (of 250). Recall, higher is better." in text(browser, "#summary")
 
 
 def positions(browser: Chromium, chart: str, line: str) -> np.ndarray:
@@ -349,7 +348,7 @@ def test_the_metric_rules_all_charts(browser: Chromium) -> None:
     choose(browser, "#metric", 2)
     for chart in ("calls", "cost", "latency"):
         assert f"{RECALL}, higher is better" in texts(browser, f"#chart-{chart} text")
-        assert "ceiling 0.830" in texts(browser, f"#chart-{chart} text")
+        assert "ceiling 0.830 (of 250)" in texts(browser, f"#chart-{chart} text")
     assert not browser.evaluate("document.querySelector('#log').checked")  # values of less than a decade are not bent
     choose(browser, "#metric", 1)
     assert f"{RMSE}, lower is better" in texts(browser, "#chart-calls text")
@@ -576,6 +575,39 @@ def test_the_best_value_at_equal_calls_is_marked(browser: Chromium, folder: Path
     assert texts(browser, "#table .best-row > :nth-child(2)") == ["★ teacher"]
 
 
+def test_what_real_images_do_not_beat_clearly_is_no_winner(browser: Chromium, small: tuple[Path, Results]) -> None:
+    """A recall above its ceiling, and a distance within its spread of the floor; elsewhere the best stay marked."""
+    folder, results = small
+    here = [row["scores"] for row in results["rows"] if row["calls"] == 4]
+    here[0][RECALL]["value"], here[1][FD] = 0.9, {"value": 1.3, "spread": 0.2}
+    write(folder, results)
+    write_report(folder)
+    open_page(browser, folder)
+    for column in (4, 6):
+        marked = texts(browser, f"#table tbody tr:has(> :nth-child({column}) .winner) > :nth-child(3)")
+        assert sorted(map(int, marked)) == [1, 2, 3, 8, 20]
+
+
+def test_the_table_shows_values_at_phone_width(browser: Chromium, folder: Path) -> None:
+    """Without scrolling: the sampler, its calls, and the first two metrics."""
+    browser.show(390)
+    open_page(browser, folder)
+    for column in (4, 5):
+        cell = f"document.querySelector('#table tbody tr > :nth-child({column})').getBoundingClientRect()"
+        assert browser.evaluate(f"{cell}.right") <= 390 - 16
+
+
+def test_the_label_of_the_best_teacher_is_clear_of_its_mark(browser: Chromium) -> None:
+    inside = """(() => {
+      const box = (node) => node.getBoundingClientRect();
+      const chart = document.querySelector('#chart-cost');
+      const label = box([...chart.querySelectorAll('text')].find((node) => node.textContent.startsWith('teacher at')));
+      const mark = box(chart.querySelector('g.best .dot'));
+      return mark.right < label.left || mark.left > label.right || mark.bottom < label.top || mark.top > label.bottom;
+    })()"""
+    assert browser.evaluate(inside)
+
+
 def test_a_command_is_copied(browser: Chromium, folder: Path) -> None:
     browser.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
     focus(browser, ".command button")
@@ -586,8 +618,6 @@ def test_a_command_is_copied(browser: Chromium, folder: Path) -> None:
 
 def test_strips_and_provenance_are_told(browser: Chromium) -> None:
     assert texts(browser, "#trajectories figure:first-child .sigmas span") == ["80", "10", "1", "0.1", "0"]
-    assert len(texts(browser, "#interpolations figure")) == 2
-    assert "slerp between two noises" in text(browser, "#interpolations figure figcaption")
     told = text(browser, "#provenance")
     for fact in (
         "torch2.9.1",
@@ -600,12 +630,41 @@ def test_strips_and_provenance_are_told(browser: Chromium) -> None:
         assert fact in told
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_interpolations_are_offered_on_both_paths_with_their_evenness(browser: Chromium) -> None:
+    seen = "#interpolations figure:not([hidden])"
+    assert len(texts(browser, seen)) == 2
+    assert text(browser, f"{seen} p") == "path 1.59 times as long as straight, largest step 1.41 times the mean"
+    choose(browser, "#path", 1)
+    assert len(texts(browser, seen)) == 2
+    assert text(browser, f"{seen} p") == "path 1.83 times as long as straight, largest step 1.62 times the mean"
+    told = text(browser, "#interpolations .tools p")
+    assert "great circle" in told and "straight line" in told
+
+
+@pytest.mark.parametrize("width", [390, 1185, 1200])
+def test_strips_are_whole_and_in_line(browser: Chromium, small: tuple[Path, Results], width: int) -> None:
+    """No interpolation is scrolled, and one long caption does not move the strip beside it."""
+    folder, results = small
+    results["rows"][next(place for place, row in enumerate(results["rows"]) if row["id"] == "r24")]["label"] *= 6
+    write(folder, results)
+    write_report(folder)
+    browser.show(width)
+    open_page(browser, folder)
+    measure = "[...document.querySelectorAll('#interpolations figure:not([hidden]) .strip')].map((strip) => "
+    hidden = browser.evaluate(measure + "strip.scrollWidth - strip.clientWidth)")
+    assert max(hidden) <= 0
+    first, second = browser.evaluate(measure + "strip.getBoundingClientRect().y)")
+    assert first == second or width < 600
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_screen_gets_a_page_that_fits(browser: Chromium, folder: Path, width: int, dark: bool) -> None:
     browser.show(width, dark=dark)
     open_page(browser, folder)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    narrowest = "Math.min(...[...document.querySelectorAll('#provenance dd')].map((fact) => fact.clientWidth))"
+    assert browser.evaluate(narrowest) > 120  # room for words, however deep a fact lies
     paper, ink = (
         np.mean(
             [
@@ -688,6 +747,7 @@ def test_published_points_are_hollow_and_called_published(browser: Chromium, sma
     series = [{"label": "Euler", "points": [[3, 93.36], [4, 66.76]]}]
     source = "Zhou et al. 2024, table 3"
     results["published"] = {"title": "CIFAR-10, solvers", "metric": FD, "source": source, "series": series}
+    results["published"] |= {"shape": [3, 32, 32], "images": 50_000}
     write(folder, results)
     write_report(folder)
     open_page(browser, folder)
@@ -701,8 +761,11 @@ def test_published_points_are_hollow_and_called_published(browser: Chromium, sma
     assert "Euler, published" in texts(browser, "#chart-calls text")
     assert "Euler, published" in texts(browser, "#legend button")
     browser.point(*middle(browser, hollow))
-    assert source in text(browser, "#tip")
+    assert "of 50,000 images" in text(browser, "#tip") and source in text(browser, "#tip")
+    told = "Hollow marks are published, of 50,000 images; the others are of 512."
+    assert told in text(browser, "#metric-about")
     choose(browser, "#metric", 1)
+    assert "published" not in text(browser, "#metric-about")
     assert not texts(browser, hollow)
     assert "Euler, published" not in texts(browser, "#legend button")
 

@@ -13,6 +13,7 @@ import importlib
 import io
 import json
 import os
+import re
 import threading
 import zipfile
 import zlib
@@ -727,15 +728,16 @@ def onwards(progress: Progress, before: int, total: int, done: int, _part: int |
 
 
 def fingerprint_of(teacher: Denoiser) -> str:
-    """sha256 over what decides a teacher's samples: its weights and the plain attributes of itself and its process."""
+    """sha256 over what decides a teacher's samples: its weights, its architecture, and the plain attributes of itself and
+    its process."""
     digest = hashlib.sha256()
     parts: dict[str, Any] = {**vars(teacher), "calls": None, "name": None, "process": type(teacher.process).__name__}
     parts |= {f"process.{key}": value for key, value in vars(teacher.process).items()}
     parts["prompts"] = teacher.prompts.fingerprint if teacher.prompts else None
-    if isinstance(teacher.network, nn.Module):
-        parts |= teacher.network.state_dict(prefix="network.")
-    if teacher.codec is not None:
-        parts |= teacher.codec.module.state_dict(prefix="codec.")
+    modules = {"network": teacher.network, "codec": teacher.codec and teacher.codec.module}
+    for name, module in modules.items():
+        if isinstance(module, nn.Module):
+            parts |= module.state_dict(prefix=f"{name}.") | {name: architecture(module)}
     for key, value in sorted(parts.items()):
         if isinstance(value, Tensor):
             data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -745,6 +747,15 @@ def fingerprint_of(teacher: Denoiser) -> str:
             continue
         digest.update(key.encode() + b"\0" + data)
     return digest.hexdigest()
+
+
+def architecture(module: nn.Module) -> str:
+    """What weights alone do not say, such as activations: the module's own plain config, or how it describes itself."""
+    config = getattr(module, "config", None)
+    if not isinstance(config, Mapping):
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(module))
+    # what begins with _ says where it came from
+    return json.dumps({key: value for key, value in config.items() if key[:1] != "_"}, sort_keys=True, default=repr)
 
 
 def read_cache(cache: Path, recipe: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:

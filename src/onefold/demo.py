@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from onefold.bench.compare import Comparison, compare
+from onefold.bench.ways import SOLVERS
 from onefold.denoiser import Denoiser
 from onefold.distilling import distill
 from onefold.export import FACTS
 from onefold.files import read_json
-from onefold.methods.base import CONTROL
 from onefold.progress import Progress, Tell, silent
 from onefold.student import Student
 from onefold.training.loop import ignore
@@ -42,7 +42,10 @@ class Demo:
     @property
     def best_solver(self) -> Row:
         """The nearest of the teacher's own at the student's number of calls."""
-        solvers = [row for row in self.comparison.rows if row["kind"] == "solver" and not row["broken"]]
+        calls = self.student_row["calls"]
+        solvers = [
+            row for row in self.comparison.rows if (row["kind"], row["calls"], row["broken"]) == ("solver", calls, 0)
+        ]
         return min(solvers, key=lambda row: distance(row, "rmse"))
 
     def ratio(self, measure: str) -> float:
@@ -90,13 +93,15 @@ def run(
     settings |= {"device": str(teacher.device), "precision": teacher.precision}
     with watch("distilling", "images") as progress:
         student = distill(teacher, "sfd", out=folder, progress=progress, tell=tell, **settings)
-    tell(f"comparing it with good solvers at {calls} calls and with the teacher at its best, on {count} noises")
+    ladder = sorted({max(1, calls // 2), calls, 2 * calls})
+    told = ", ".join(map(str, ladder))
+    tell(f"comparing it with good solvers at {told} calls and with the teacher at its best, on {count} noises")
     with watch("comparing", "calls") as progress:
         comparison = compare(
             [teacher, student],
             out=home,
-            calls=(calls,),
-            solvers=CONTROL,
+            calls=ladder,
+            solvers=SOLVERS,
             grids=("auto", "gits", "karras"),
             count=count,
             seed=seed,

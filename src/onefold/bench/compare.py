@@ -24,16 +24,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from onefold.bench.gathering import GROUPS, PAIRED, Fine, Gathered, Meter, Request, gather
+from onefold.bench.gathering import GROUPS, PAIRED, Fine, Gathered, Meter, Request, gather, warm_up
 from onefold.bench.judging import Judge, make_judge
 from onefold.bench.picture import NAME, save_picture
 from onefold.bench.processes import Processes
-from onefold.bench.published import read_published
+from onefold.bench.published import check_measured, read_published
 from onefold.bench.report import write_report
 from onefold.bench.ways import BEST, CALLS, FINE, GRIDS, SOLVERS, Way, best_way, fine_way, student_way, teacher_ways
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError, suggest
 from onefold.files import atomic_file
+from onefold.metrics.interpolation import Path as Along
 from onefold.metrics.interpolation import between, evenness
 from onefold.metrics.references import shape_text
 from onefold.pictures import picture_grid, save_png
@@ -50,6 +51,7 @@ SHOWN = 64
 COLUMNS = 8
 LARGEST = 128  # pixels of an image in the report's pictures
 PAIRS, FRAMES = 4, 10  # of the interpolation strips
+PATHS: tuple[Along, ...] = ("slerp", "linear")
 FOLLOWED = 4  # images whose states are shown
 
 
@@ -98,10 +100,13 @@ def compare(
     All get the same noise. Without `metrics` the usual ones that the reference allows are measured; `lead` is the one
     that the report opens with. `published` names shipped numbers of the same data set, which it draws beside.
     """
+    if count < 1:
+        raise UserError(f"count is {count}, expected 1 or more images")
     begin, say, folder, processes = time.perf_counter(), tell or (lambda _: None), Path(out), Processes(device)
     loaded = load_models(models, device, precision, say)
     teachers = [model for model in loaded if isinstance(model, Denoiser)]
     first = teachers[0]
+    beside = read_published(published, first.image_shape) if published else None
     judge = make_judge(
         metrics,
         reference,
@@ -117,7 +122,8 @@ def compare(
         progress=progress,
     )
     keys = [metric.key(name) for metric, name in judge.asked]
-    beside = read_published(published, keys) if published else None
+    if beside:
+        check_measured(beside, keys)
     if lead is not None and lead not in keys:
         raise UserError(f"the report cannot open with {lead!r}{suggest(lead, keys)}; it is not measured here")
     ways = ways_of(loaded, teachers, solvers, grids, calls, processes)
@@ -246,6 +252,7 @@ class Bench:
         self.judge, self.request, self.folder, self.processes = judge, request, folder, processes
         self.progress, self.teachers, self.place = progress, teachers, [hardware(), versions()]
         self.fine: dict[tuple[int, float], Fine] = {}
+        self.warm: set[int] = set()  # models by identity
 
     def rows(self, ways: Sequence[Way]) -> list[dict[str, Any]]:
         """As results.json holds them. What is known already is decided by the first process, whose disk it is."""
@@ -312,6 +319,9 @@ class Bench:
         return next((one for one in self.teachers if one.card.get("sha256") == way.owner), None)
 
     def measure(self, way: Way, meter: Meter) -> dict[str, Any]:
+        if id(way.model) not in self.warm:
+            warm_up(way, self.request)
+            self.warm.add(id(way.model))
         gathered = gather(way, self.request, self.fine_for(way), meter, self.processes)
         if self.processes.first:
             save_sprite(gathered, self.folder / self.picture(way))
@@ -329,7 +339,10 @@ class Bench:
         paths, trajectories = [], []
         for way, row in chosen if self.processes.first else ():
             if not get_solver(way.plan.solver).stochastic:
-                paths.append({"row": row["id"], **self.remembered(way, "-path", self.path)})
+                paths += [
+                    {"row": row["id"], "kind": kind, **self.remembered(way, f"-{kind}", partial(self.path, kind=kind))}
+                    for kind in PATHS
+                ]
             if way.calls <= max(CALLS):
                 trajectories.append({"row": row["id"], **self.remembered(way, "-steps", self.trajectory)})
         return {"interpolations": paths, "trajectories": trajectories}
@@ -341,10 +354,10 @@ class Bench:
         write_json(found := draw(way), path)
         return found
 
-    def path(self, way: Way) -> dict[str, Any]:
-        """Images along the great circles between the noises of the first images; the class is the first one's."""
+    def path(self, way: Way, kind: Along) -> dict[str, Any]:
+        """Images between the noises of the first images; the class is the first one's."""
         noises = ImageNoise(self.request.seed, range(2 * PAIRS), way.model.shape)()
-        frames = between("slerp", noises[:PAIRS], noises[PAIRS:], FRAMES)
+        frames = between(kind, noises[:PAIRS], noises[PAIRS:], FRAMES)
         labels = chosen_labels(way.model, self.request.seed, range(PAIRS), None)
         repeated = None if labels is None else labels.repeat_interleave(FRAMES)
         parts = []
@@ -354,13 +367,12 @@ class Bench:
             state = way.plan.solve(way.model, partial(Tensor.clone, noise), own)[-1]
             parts.append(way.model.images(state).float().cpu())
         images = torch.cat(parts)
-        picture = self.picture(way, "-path")
+        picture = self.picture(way, f"-{kind}")
         save_png(picture_grid(small(images), FRAMES, 1, 0), self.folder / picture)
         found = evenness(images.unflatten(0, (PAIRS, FRAMES)))
         return {
             "picture": picture,
             "columns": FRAMES,
-            "about": "along the great circle between two noises",
             "evenness": asdict(found) if found else None,
         }
 

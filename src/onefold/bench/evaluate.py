@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onefold.bench.gathering import PAIRED, Fine, Gathered, Meter, Request, Share, gather, joined
+from onefold.bench.gathering import PAIRED, Fine, Gathered, Meter, Request, Share, gather, joined, warm_up
 from onefold.bench.judging import Judge, make_judge
 from onefold.bench.processes import Processes
 from onefold.bench.ways import BEST, Way, fine_way, student_way, way
@@ -73,9 +73,10 @@ def evaluate(
     )
     asked: dict[str, object] = {"solver": solver, "calls": calls, "grid": grid, "teacher": teacher}
     data = open_images(source)
+    check_count(count, data, source)
     if data is not None:
         refuse(asked, f"{source} are images")
-        number = min(count or len(data), len(data))
+        number = len(data) if count is None else count
         place = str(choose_device(device)[0])
         return images_measured(data, number, partial(ask, device=place), bench) | {"source": str(source)}
     model = open_model(source, device, precision, say)
@@ -85,7 +86,14 @@ def evaluate(
     else:
         refuse({"teacher": teacher}, f"{model.name} is a teacher")
         chosen = way(model, solver or BEST[0], CALLS if calls is None else calls, grid or "auto")
-    return way_measured(chosen, teacher_of(chosen, teacher, say), count or COUNT, ask, bench)
+    return way_measured(chosen, teacher_of(chosen, teacher, say), COUNT if count is None else count, ask, bench)
+
+
+def check_count(count: int | None, data: ImageData | None, source: object) -> None:
+    if count is not None and count < 1:
+        raise UserError(f"count is {count}, expected 1 or more images")
+    if count is not None and data is not None and count > len(data):
+        raise UserError(f"count is {count:,}, but {source} has {len(data):,} images; leave it out to measure them all")
 
 
 def refuse(asked: Mapping[str, object], why: str) -> None:
@@ -143,7 +151,9 @@ def way_measured(
     )
     total = count * chosen.calls + (fine.count * fine.way.calls if fine else 0)
     meter = Meter(bench.progress, bench.processes, total)
-    gathered = gather(chosen, bench.request(judge, count), fine, meter, bench.processes)
+    request = bench.request(judge, count)
+    warm_up(chosen, request)
+    gathered = gather(chosen, request, fine, meter, bench.processes)
     facts = {"source": model.name, "how": chosen.label, "seed": bench.seed, "nfe": gathered.nfe}
     facts |= {"seconds_per_image": gathered.seconds_per_image, "cost": chosen.cost}
     if chosen.kind == "student" and teacher is not None:

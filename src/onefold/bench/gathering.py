@@ -15,6 +15,7 @@ from torch import Tensor
 
 from onefold.bench.processes import Processes
 from onefold.bench.ways import Way
+from onefold.bench.ways import way as one_call
 from onefold.errors import UserError
 from onefold.files import atomic_file
 from onefold.metrics.extractors import Extractor
@@ -110,6 +111,13 @@ def joined(shares: Sequence[Share]) -> Gathered:
     return gathered
 
 
+def warm_up(way: Way, request: Request) -> None:
+    """A batch in one call before the clock runs: a model's first batch also pays for what is done once."""
+    indices = range(min(request.batch_size, request.count))
+    once = one_call(way.model, "euler", 1, weights=way.weights)
+    draw(once, request.seed, indices, chosen_labels(way.model, request.seed, indices, None))
+
+
 def gather(way: Way, request: Request, fine: Fine | None, meter: Meter, processes: Processes) -> Gathered:
     """Draws a way's images and measures them; with several processes each takes every n-th batch."""
     share, seconds, calls = Share(), list[float](), 0
@@ -124,8 +132,7 @@ def gather(way: Way, request: Request, fine: Fine | None, meter: Meter, processe
         share.add(request, indices, images, labels, fine.at(indices, meter) if fine else None)
         meter.add(way.calls * len(indices), way.label)
     gathered = joined(processes.everyone(share))
-    # the first batch also pays for what is done once
-    gathered.seconds_per_image = statistics.median(seconds[1:] or seconds) if seconds else None
+    gathered.seconds_per_image = statistics.median(seconds) if seconds else None
     gathered.nfe = calls / max(1, len(parts))
     return gathered
 

@@ -217,6 +217,12 @@ def obstacle(metric: Metric, name: str, have: Mapping[Need, object], count: int)
         return f"metric {metric.key(name)} cannot be measured here; {REMEDY[missing]}"
     if count < metric.least:
         return f"metric {metric.key(name)} needs {metric.least} images or more, not {count}; give a larger --count"
+    real = have["real"]
+    if "real" in metric.needs and isinstance(real, Tensor) and len(real) < metric.least_real:
+        return (
+            f"metric {metric.key(name)} needs {metric.least_real} held-out real images or more, the reference has {len(real)}; "
+            f"give one of {5 * metric.least_real} images, of which a fifth is held out"
+        )
     return None
 
 

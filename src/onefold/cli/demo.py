@@ -62,7 +62,7 @@ def demo_command(
 def show(demo: Demo, teacher: str) -> None:
     ratio, calls = demo.ratio("rmse"), demo.student_row["calls"]
     say()
-    print_comparison(demo.comparison.results)
+    print_comparison(demo.comparison.results, calls)
     say(
         f"\nWith {calls} calls the student is {ratio:.2f} times nearer to its teacher than the best solver "
         f"({demo.ratio('median'):.2f} times in the median)."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -173,14 +174,16 @@ def compare_command(
     say(f"\nOpen {comparison.report}")
 
 
-def print_comparison(results: Any) -> None:
-    """By calls, then the best by the first metric; the extractor's name stands below where all metrics share it."""
+def print_comparison(results: Any, calls: int | None = None) -> None:
+    """By calls, then the best by the first metric; the extractor's name stands below where all metrics share it. With
+    `calls` only rows of as many, and the teacher at its best."""
     from onefold.bench.picture import rank
 
     metrics = results["metrics"]
     extractors = {one["key"].partition("[")[2].rstrip("]") for one in metrics} - {""}
     names = [one["key"].partition("[")[0] if len(extractors) == 1 else one["key"] for one in metrics]
-    ordered = sorted(results["rows"], key=lambda row: (row["calls"], rank(row, metrics[0])))
+    wanted = [row for row in results["rows"] if calls in (None, row["calls"]) or row["kind"] == "best"]
+    ordered = sorted(wanted, key=lambda row: (row["calls"], rank(row, metrics[0])))
     rows = [
         [
             row["label"] + (f" (fails: {row['broken']} images NaN)" if row["broken"] else ""),
@@ -190,10 +193,9 @@ def print_comparison(results: Any) -> None:
         ]
         for row in ordered
     ]
-    floors = [one["floor"] for one in metrics]
-    rows.append(["floor: real images", "", *("" if one is None else significant(one["value"]) for one in floors), ""])
+    rows.append(["floor: real images", "", *(floor_cell(one["floor"], results["count"]) for one in metrics), ""])
     say(table(["", "calls", *names, "ms/image"], rows, right=range(1, len(names) + 3)))
-    told = [f"{results['count']:,} images each, from the same noise (seed {results['seed']})"]
+    told = [f"{results['count']:,} images each, from the same noise (seed {results['seed']}); +- is a standard error"]
     told += [f"features: {', '.join(extractors)}"] if len(extractors) == 1 else []
     told += [f"rmse, median: to the fine solution ({results['fine']})"] if "rmse" in names else []
     say("\n" + ";\n".join(told))
@@ -204,7 +206,22 @@ def words(text: str | None) -> list[str] | None:
 
 
 def cell(score: Any) -> str:
-    return "" if score is None else significant(score["value"])
+    """A value with as many decimals as its spread knows, and the spread."""
+    if score is None:
+        return ""
+    value, spread = score["value"], score["spread"]
+    if not spread:
+        return significant(value, 3) + ("" if spread is None else " +-0")
+    power = math.floor(math.log10(spread))
+    digits = min(max((1 if spread / 10**power < 2.95 else 0) - power, 0), 6)  # a second one behind a leading 1 or 2
+    return f"{value:.{digits}f} +-{spread:.{digits}f}"
+
+
+def floor_cell(floor: Any, count: int) -> str:
+    """With the number of real images where there are not as many."""
+    if floor is None:
+        return ""
+    return significant(floor["value"], 3) + ("" if floor["count"] == count else f" of {floor['count']:,}")
 
 
 def numbers(score: Any) -> tuple[str, str]:

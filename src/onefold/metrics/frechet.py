@@ -81,23 +81,25 @@ class Floor(NamedTuple):
     mean: float
     low: float
     high: float
+    taken: int  # images in a draw
     about: str
 
 
 def floor(reference: Statistics, count: int, draws: int = 5, seed: int = 0) -> Floor:
     """The distance of `count` real images to the reference: what no generator can be expected to beat."""
     further = 0 if reference.features is None else len(reference.features)
+    taken = min(count, further or count)
     if further == 0:
-        sets = [simulated(reference, count, seed, draw) for draw in range(draws)]
+        sets = [simulated(reference, taken, seed, draw) for draw in range(draws)]
         about = f"{draws} sets of {count} drawn from the Gaussian of the reference, which keeps no further real images"
     elif count < further:
-        sets = [subset(reference, count, seed, draw) for draw in range(draws)]
+        sets = [subset(reference, taken, seed, draw) for draw in range(draws)]
         about = f"{draws} subsets of {count} of the {further} further real images"
     else:
-        sets = [subset(reference, further, seed, 0)]
+        sets = [subset(reference, taken, seed, 0)]
         about = f"all {further} further real images" + (f", as there are not {count}" if count > further else "")
     distances = [frechet_distance(one.statistics(), reference) for one in sets]
-    return Floor(sum(distances) / len(distances), min(distances), max(distances), about)
+    return Floor(sum(distances) / len(distances), min(distances), max(distances), taken, about)
 
 
 def subset(reference: Statistics, count: int, seed: int, draw: int) -> Moments:

@@ -37,6 +37,22 @@ def kernel_distance(
     return KernelDistance(float(distances.mean()), float(distances.std(correction=0)))
 
 
+def kernel_spread(generated: Tensor, real: Tensor, groups: int = 10) -> float:
+    """The standard error of all generated images' distance, leaving out one group after the other; near 0, where it falls
+    as 1 / n, up to 1.4 times too large. The real images stay, so pairs among them say nothing here."""
+    parts, real = [generated[first::groups].double() for first in range(groups)], real.double()
+    across = torch.stack([kernel(x, real).sum() for x in parts])
+    among = torch.zeros(groups, groups, dtype=torch.float64)
+    for a, x in enumerate(parts):
+        for b, y in enumerate(parts[: a + 1]):
+            values = kernel(x, y)
+            among[a, b] = among[b, a] = values.sum() - (values.trace() if a == b else 0)
+    left = len(generated) - torch.tensor([len(x) for x in parts])
+    pairs = among.sum() - 2 * among.sum(1) + among.diagonal()
+    distances = pairs / (left * (left - 1)) - 2 * (across.sum() - across) / (left * len(real))
+    return float(((groups - 1) * distances.var(correction=0)).sqrt())
+
+
 def draw(rows: Tensor, count: int, seed: int, index: int) -> Tensor:
     return rows[torch.randperm(len(rows), generator=seeds.generator(seed, index))[:count]].double()
 

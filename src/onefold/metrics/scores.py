@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -18,13 +18,13 @@ from onefold.metrics import fidelity
 from onefold.metrics.classes import class_accuracy, class_score
 from onefold.metrics.clip import clip_score
 from onefold.metrics.frechet import floor, frechet_distance, jackknife
-from onefold.metrics.kid import kernel_distance
+from onefold.metrics.kid import kernel_distance, kernel_spread
 from onefold.metrics.neighbours import Neighbours, neighbours
 from onefold.metrics.statistics import Moments, Statistics
 
 Need = Literal["reference", "real", "logits", "labels", "texts", "fine", "gaps"]
 SPLITS = 10  # of a class score
-SUBSET = 1000  # images of a kernel distance's subset, at most
+SUBSETS, SUBSET = 100, 1000  # of a kernel distance, and the images of one at most
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Floor:
-    """What real images would get in the place of generated ones, at the same number."""
+    """What real images would get in the place of generated ones, at the same number, or as many as there are."""
 
     value: float
     low: float
     high: float
+    count: int
     about: str
 
 
@@ -101,6 +102,7 @@ class Metric:
     floor: Callable[[Statistics, int], Floor | None] = lambda _reference, _count: None
     vectors: bool = False  # needs every image's features, not their moments alone
     least: int = 20  # images; fewer say nothing
+    least_real: int = 20  # whose features are needed one by one
     only: str = ""  # the one extractor that fits
 
     @property
@@ -135,13 +137,10 @@ def frechet_floor(reference: Statistics, count: int) -> Floor:
 
 
 def kernel_score(seen: Evidence) -> Score:
-    """Its estimate has no bias at any number of images, so groups of them say how far one set's lies from another's."""
+    """The value is the mean of random subsets, so its variance is that of all images' distance and that of the lot."""
     made, real = seen.both
-    value = kernel_distance(made, real, subset_size=min(SUBSET, len(real), len(made))).mean
-    groups = [made[first::10] for first in range(10)]
-    size = min(len(groups[-1]), len(real))
-    each = [kernel_distance(one, real, subset_size=size, subsets=1, seed=k).mean for k, one in enumerate(groups)]
-    return Score(value, stdev(each) / math.sqrt(len(each)))
+    found = kernel_distance(made, real, subsets=SUBSETS, subset_size=min(SUBSET, len(real), len(made)))
+    return Score(found.mean, math.hypot(kernel_spread(made, real), found.std / math.sqrt(SUBSETS)))
 
 
 def kernel_floor(reference: Statistics, count: int) -> Floor | None:
@@ -178,7 +177,7 @@ def real_against_real(
     about = f"{draws} draws of {taken:,} real images against others" + (
         ", as there are no more" if taken < count else ""
     )
-    return Floor(fmean(values), min(values), max(values), about)
+    return Floor(fmean(values), min(values), max(values), taken, about)
 
 
 def accuracy_score(seen: Evidence) -> Score:

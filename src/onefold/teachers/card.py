@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onefold.card import PICTURE
@@ -30,8 +31,9 @@ with torch.no_grad():
 ```"""
 
 
-def page(card: Mapping[str, Any], folder: str) -> str:
-    """Markdown that the Hugging Face hub shows as a model card."""
+def page(card: Mapping[str, Any], folder: str, evidence: str = "", place: str | None = None) -> str:
+    """Markdown that the Hugging Face hub shows as a model card. `place` is the folder for diffusers, where onefold knows the
+    teacher by name."""
     shape = "x".join(map(str, card["shape"]))
     classes = f"{card['classes']} classes" if card["classes"] else "no classes"
     cost, data = card["cost"], card["data"]
@@ -60,7 +62,7 @@ A diffusion model taught with onefold.
 | | |
 |---|---|
 {table}
-
+{evidence}
 With onefold:
 ```python
 import onefold
@@ -68,7 +70,32 @@ import onefold
 images = onefold.sample("{folder}", 64, calls=8, seed=0)
 ```
 With diffusers alone:
-{elsewhere(card, folder)}
+{elsewhere(card, place or folder)}
+"""
+
+
+def measured(results: Mapping[str, Any], calls: Sequence[int] = (4, 10)) -> str:
+    """What a comparison (results.json) says of the teacher with the solver and grid that it is at its best with."""
+    best = next(row for row in results["rows"] if row["kind"] == "best")
+    usual = {"kind": "solver", "solver": best["solver"], "grid": best["grid"]}
+    rows = [row for row in results["rows"] if usual.items() <= row.items() and row["calls"] in calls] + [best]
+    fd = next(one for one in results["metrics"] if one["key"].startswith("fd["))
+
+    def shown(row: Mapping[str, Any], key: str) -> str:
+        return "{value:.3f} ± {spread:.3f}".format(**row["scores"][key])
+
+    table = "\n".join(f"| {row['calls']} | {shown(row, 'rmse')} | {shown(row, fd['key'])} |" for row in rows)
+    words = shlex.split(results["provenance"]["commands"][0])
+    command = shlex.join(words[: words.index("--out")] if "--out" in words else words)
+    return f"""
+Measured on {results["count"]} images from the same noise, with {best["solver"]} on {best["grid"]}:
+
+| calls | RMSE to the fine solution | Fréchet distance, `{fd["key"]}` |
+|---|---|---|
+{table}
+| real images | | {fd["floor"]["value"]:.3f}, {fd["floor"]["about"]} |
+
+The fine solution is {results["fine"]}; made with `{command}`.
 """
 
 

@@ -109,7 +109,7 @@ function drawChart(name) {
     viewBox: `0 0 ${width} ${frame.bottom + 44}`, tabindex: 0, role: "group", "aria-roledescription": "chart",
     "aria-label": `${state.metric.name} against ${chart.label()}, ${points.length} points; arrow keys go through them`,
   });
-  drawn.append(...axes(chart, frame, x, y), ...references(frame, y), ...gains(chart, points, y));
+  drawn.append(...axes(chart, frame, x, y), ...references(frame, x, y), ...gains(chart, points, y));
   drawn.append(...traces(points, chart, y, frame), ...names(points, frame));
   figure.querySelector("figcaption").after(drawn);
   listen(drawn, points, chart);
@@ -150,15 +150,14 @@ function axes(chart, { left, right, top, bottom }, x, y) {
   ];
 }
 
-/** The floor as a band with a line, and the teacher at its best as a line; both are labelled on their better side. */
-function references({ left, right, top, bottom }, y) {
+/** The floor as a band with a line, and the teacher at its best as a line; both are labelled on their better side, the
+    latter where its own mark does not stand. */
+function references({ left, right, top, bottom, width }, x, y) {
   const { floor } = state.metric;
   const teacher = bestOf(ofKind("best"));
   const across = (at, kind) => el("line", { class: kind, x1: left, x2: right, y1: at, y2: at });
-  const label = (value, text, place) => {
-    const at = clamp(y.place(value) + (state.metric.better === "lower" ? 15 : -6), top + 11, bottom - 4);
-    return el("text", { class: "halo", y: at, ...place }, text);
-  };
+  const beside = (value) => clamp(y.place(value) + (state.metric.better === "lower" ? 15 : -6), top + 11, bottom - 4);
+  const label = (at, text, place) => el("text", { class: "halo", y: at, ...place }, text);
   const band = ({ low, high }) => {
     const height = Math.max(y.place(low) - y.place(high), 1);
     return el("rect", { class: "floor", x: left, width: right - left, y: y.place(high), height });
@@ -166,11 +165,14 @@ function references({ left, right, top, bottom }, y) {
   const below = floor && state.log && floor.value <= 0;
   const best = teacher && `teacher at its best, ${callsText(teacher.calls)}`;
   const text = floor && `${floorWord()} ${floorText(floor)}${below ? ", below this scale" : ""}`;
+  const low = floor && beside(floor.value);
+  let high = teacher && beside(scoreOf(teacher).value);
+  if (floor && teacher && width < 480 && Math.abs(high - low) < 14) high = low + (low > top + 30 ? -14 : 14);
   return [
     ...(floor ? [band(floor), below ? null : across(y.place(floor.value), "floor-line")] : []),
-    ...(floor ? [label(floor.value, text, { x: right - 4, "text-anchor": "end" })] : []),
+    ...(floor ? [label(low, text, { x: right - 4, "text-anchor": "end" })] : []),
     ...(teacher ? [across(y.place(scoreOf(teacher).value), "reference")] : []),
-    ...(teacher ? [label(scoreOf(teacher).value, best, { x: left + 5 })] : []),
+    ...(teacher ? [label(high, best, { x: x.edge + 5 })] : []),
   ].filter(given);
 }
 
@@ -269,7 +271,7 @@ function dimAllBut(key) {
 
 function tipText({ line, row, x, score }, chart) {
   const value = `${state.metric.key} ${scoreText(score)}`;
-  if (!row) return [line.name, value, callsText(x), data.published.source];
+  if (!row) return [line.name, value, callsText(x), `of ${publishedImages()}`, data.published.source];
   if (chart === CHARTS.calls) return [row.label, value];
   return [row.label, value, x === null ? "no training" : `${chart.format(x)}, ${chart.label()}`];
 }

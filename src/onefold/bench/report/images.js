@@ -183,7 +183,7 @@ function showInPanel(row) {
 
 // Strips --------------------------------------------------------------------------------------------------------------
 
-function drawStrips(name, caption, head) {
+function drawStrips(name, head, foot) {
   const section = find(name);
   section.hidden = !data[name].length;
   const labels = new Map(data.rows.map((row) => [row.id, row.label]));
@@ -191,13 +191,34 @@ function drawStrips(name, caption, head) {
     const label = labels.get(strip.row);
     const alt = `${label}: lines of ${strip.columns} images`;
     const image = el("img", { class: "pixels", src: address(strip.picture), decoding: "async", alt });
-    const holder = el("div", {}, head(strip), image);
-    const side = Math.max(sideFor(Math.min(section.querySelector(".strips").clientWidth / strip.columns, 56)), 28);
-    holder.style.setProperty("width", `${strip.columns * side}px`);
+    const holder = el("div", { class: "holder" }, head(strip), image);
     holder.style.setProperty("--columns", strip.columns);
     const scroller = el("div", { class: "strip", tabindex: 0, role: "region", "aria-label": alt }, holder);
-    return el("figure", {}, el("figcaption", {}, el("b", {}, label), caption(strip)), scroller);
+    const caption = el("figcaption", {}, el("b", {}, label));
+    return el("figure", { "data-kind": strip.kind }, caption, scroller, foot(strip));
   }));
+}
+
+/** Images as large as a strip's place allows, so that only strips of many columns are scrolled. */
+function fitStrips() {
+  for (const holder of document.querySelectorAll(".holder")) {
+    const columns = Number(holder.style.getPropertyValue("--columns"));
+    const side = Math.max(sideFor(Math.min(holder.parentElement.clientWidth / columns, 56)), 28);
+    holder.style.setProperty("width", `${columns * side}px`);
+  }
+}
+
+function choosePath(kind) {
+  for (const figure of document.querySelectorAll("#interpolations figure")) figure.hidden = figure.dataset.kind !== kind;
+  fitStrips();
+}
+
+function evenness({ evenness: found }) {
+  const times = (number) => `${number.toFixed(2)} times`;
+  const told = found
+    ? `path ${times(found.length)} as long as straight, largest step ${times(found.jump)} the mean`
+    : "both ends give the same image";
+  return el("p", { class: "quiet small" }, told);
 }
 
 const sigmas = (strip) =>

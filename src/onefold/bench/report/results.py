@@ -36,6 +36,7 @@ class Floor(Part):
     value: FiniteFloat
     low: FiniteFloat
     high: FiniteFloat
+    count: PositiveInt
     about: str
 
 
@@ -83,8 +84,14 @@ class Strip(Part):
     columns: PositiveInt
 
 
+class Evenness(Part):
+    length: Amount
+    jump: Amount
+
+
 class Interpolation(Strip):
-    about: str
+    kind: Literal["slerp", "linear"]
+    evenness: Evenness | None
 
 
 class Trajectory(Strip):
@@ -100,6 +107,7 @@ class Published(Part):
     title: str
     metric: str
     source: str
+    images: PositiveInt
     series: list[PublishedSeries]
 
 

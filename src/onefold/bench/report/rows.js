@@ -70,7 +70,10 @@ function decimals({ value, spread }) {
 const valueText = (score) => score.value.toFixed(decimals(score));
 const spreadText = (score) => (given(score.spread) ? `± ${score.spread.toFixed(decimals(score))}` : "");
 const scoreText = (score) => `${valueText(score)} ${spreadText(score)}`.trim();
-const floorText = (floor) => valueText({ value: floor.value, spread: null });
+const publishedImages = () => `${data.published.images.toLocaleString("en")} images`;
+/** Of how many real images, where that is another number than the rows'. */
+const floorText = ({ value, count }) =>
+  valueText({ value, spread: null }) + (count === data.count ? "" : ` (of ${count.toLocaleString("en")})`);
 
 function duration(seconds) {
   const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"], [1e-3, "ms"], [1e-6, "µs"]];

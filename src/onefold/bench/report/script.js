@@ -4,7 +4,7 @@
 
 const COLUMNS = [
   { name: "Sampler", value: (row) => row.label, words: true },
-  { name: "Kind", value: kindText, words: true },
+  { name: "Kind", value: kindText, words: true, also: "kind" },
   { name: "Calls", value: (row) => row.calls },
   { name: "Counted", about: "calls made", value: (row) => row.nfe, text: short, shown: (row) => row.nfe !== row.calls },
   ...data.metrics.map((metric) => ({
@@ -21,11 +21,14 @@ function kindText(row) {
   return { best: "★ teacher", solver: "solver", student: `student${row.method ? `, ${row.method}` : ""}` }[row.kind];
 }
 
+const classes = ({ words, also }) => [words && "words", also].filter(Boolean).join(" ") || null;
+
 function makeTable() {
   const head = (column) => {
-    const label = [el("span", { class: "arrow" }, column.name), el("small", {}, column.about ?? "\u00a0")];
+    const [name, ...extractor] = column.name.split(/(?=\[)/); // a line may end before it
+    const label = [el("span", { class: "arrow" }, name, extractor.flatMap((part) => [el("wbr"), part])), el("small", {}, column.about ?? "\u00a0")];
     const button = el("button", { type: "button", onclick: () => sortBy(column) }, label);
-    return (column.head = el("th", { scope: "col", class: column.words ? "words" : null }, button));
+    return (column.head = el("th", { scope: "col", class: classes(column) }, button));
   };
   find("table").querySelector("thead").append(el("tr", {}, COLUMNS.map(head)));
   sortBy(COLUMNS.find((column) => column.name === "Calls"));
@@ -52,21 +55,29 @@ function tableRow(row) {
     const value = column.value(row);
     if (!given(value)) return el("td", {}, "–");
     if (column.metric) return scoreCell(row, column.metric);
-    return el("td", { class: column.words ? "words" : null }, (column.text ?? String)(value));
+    return el("td", { class: classes(column) }, (column.text ?? String)(value));
   };
   return el("tr", { class: `${row.kind}-row` }, COLUMNS.map(cell));
 }
 
+/** The best of some scores; none where real images do not beat it by more than its spread, since the rest is noise. */
+function winner(scores, { better: direction, floor }) {
+  const sign = direction === "lower" ? 1 : -1;
+  const best = scores.reduce((first, score) => (sign * score.value < sign * first.value ? score : first));
+  const clear = !floor || sign * (best.value - floor.value) > (best.spread ?? 0);
+  return scores.length > 1 && clear ? best.value : null;
+}
+
 /** Spaces as wide as the missing digits keep the decimal points of a column below one another. */
-function scoreCell(row, { key, better: direction }) {
+function scoreCell(row, metric) {
+  const { key } = metric;
   const score = row.scores[key];
   const measured = data.rows.filter((other) => other.scores[key]);
   const scores = measured.map((other) => other.scores[key]);
   const missing = Math.max(...scores.map(decimals)) - decimals(score);
   const padding = (missing && !decimals(score) ? "\u2008" : "") + "\u2007".repeat(missing);
-  const rivals = measured.filter((other) => other.calls === row.calls).map((other) => other.scores[key].value);
-  const first = score.value === (direction === "lower" ? Math.min : Math.max)(...rivals);
-  const value = el("span", { class: first && rivals.length > 1 ? "winner" : null }, valueText(score));
+  const rivals = measured.filter((other) => other.calls === row.calls).map((other) => other.scores[key]);
+  const value = el("span", { class: score.value === winner(rivals, metric) ? "winner" : null }, valueText(score));
   const spread = el("span", { class: "spread" }, spreadText(score));
   return el("td", {}, value, padding, scores.some((other) => given(other.spread)) ? spread : null);
 }
@@ -111,7 +122,8 @@ function drawProvenance() {
   };
   const known = Object.fromEntries(data.metrics.map(about));
   const { published } = data;
-  if (published) known.published = `${published.title}: ${published.source}. Drawn with ${published.metric}.`;
+  if (published) known.published =
+    `${published.title}: ${published.source}. Of ${publishedImages()}; drawn with ${published.metric}.`;
   find("metrics").append(...entries(known));
   if (commands.length) find("commands").append(el("h3", {}, "Commands"), ...commands.map(command));
   const image = `${WIDTH} × ${HEIGHT}, ${data.image.channels} channel${data.image.channels === 1 ? "" : "s"}`;
@@ -148,7 +160,9 @@ function chooseMetric(metric) {
   find("log").disabled = Math.min(...values) <= 0;
   find("log").checked = state.log = wide && !find("log").disabled;
   find("summary").replaceChildren(...summary());
-  find("metric-about").textContent = `${metric.name}, ${metric.key}: ${ended(metric.about)}`;
+  const beside = data.published?.metric === metric.key
+    ? ` Hollow marks are published, of ${publishedImages()}; the others are of ${data.count.toLocaleString("en")}.` : "";
+  find("metric-about").textContent = `${metric.name}, ${metric.key}: ${ended(metric.about)}${beside}`;
   panels.forEach((panel) => panel.refresh());
   drawLegend();
   drawCharts();
@@ -157,6 +171,7 @@ function chooseMetric(metric) {
 function listenToSwitches() {
   find("metric").addEventListener("change", (event) => chooseMetric(data.metrics[event.target.selectedIndex]));
   find("log").addEventListener("change", (event) => { state.log = event.target.checked; drawCharts(); });
+  find("path").addEventListener("change", (event) => choosePath(event.target.value));
   find("cost").addEventListener("change", (event) => { state.unit = event.target.value; drawChart("cost"); });
   let width = find("main").clientWidth;
   new ResizeObserver(() => { if (width !== (width = find("main").clientWidth)) fit(); }).observe(find("main"));
@@ -165,6 +180,7 @@ function listenToSwitches() {
 function fit() {
   drawCharts();
   fitPanels();
+  fitStrips();
 }
 
 function start() {
@@ -177,8 +193,9 @@ function start() {
   fitPanels();
   chooseNoise(0);
   chooseMetric(data.metrics[0]);
-  drawStrips("interpolations", (strip) => `: ${strip.about}`, () => null);
-  drawStrips("trajectories", () => null, sigmas);
+  drawStrips("interpolations", () => null, evenness);
+  drawStrips("trajectories", sigmas, () => null);
+  choosePath(find("path").value);
   makeTable();
   drawProvenance();
   const link = ({ id, firstElementChild }) => el("li", {}, el("a", { href: `#${id}` }, firstElementChild.textContent));
