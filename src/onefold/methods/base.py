@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,11 +20,11 @@ from onefold import seeds
 from onefold.conditions import Prompts
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError, suggest
-from onefold.grids import Grid
+from onefold.grids import TUNED, Grid
 from onefold.losses import root_mean_square
 from onefold.networks.lora import ATTENTION, Lora
 from onefold.pictures import COLUMNS, labelled_rows
-from onefold.sampling import sample
+from onefold.sampling import grid_for, sample
 from onefold.settings import command_line
 from onefold.solvers import AFS
 from onefold.student import Student
@@ -32,8 +33,11 @@ from onefold.training.folder import RunFolder
 from onefold.training.settings import RunSettings
 from onefold.version import versions
 
-CONTROL = ("euler", "dpmpp2m", "unipc2", "ipndm3")  # on the process's usual grid
-FINE = {"solver": "dpmpp3m_exact", "calls": 64}  # the teacher at its best, as far as validation needs it
+CONTROL = ("euler", "dpmpp2m", "unipc2", "ipndm3")  # on the process's usual grid and on one tuned to the teacher
+FINE: Mapping[str, Any] = {
+    "solver": "dpmpp3m_exact",
+    "calls": 64,
+}  # the teacher at its best, as far as validation needs it
 
 
 class DistillSettings(RunSettings):
@@ -163,8 +167,12 @@ class Distillation:
     def teacher_at_its_best(self) -> Tensor:
         """Drawn once: the images that the student's are measured against, from the same noise."""
         if self.reference is None:
-            self.reference = sample(self.target, self.settings.watched, seed=self.settings.seed, **FINE)  # type: ignore[arg-type]
+            self.reference = self.sampled(**FINE)
         return self.reference
+
+    def sampled(self, **how: Any) -> Tensor:
+        """Of what the student should become, from the noise that is watched."""
+        return sample(self.target, self.settings.watched, seed=self.settings.seed, **how)
 
     @torch.no_grad()
     def validate(self, networks: Networks) -> dict[str, float]:
@@ -193,13 +201,13 @@ class Distillation:
         return labelled_rows([(label, images[:COLUMNS]) for label, images in rows])
 
     def best_control(self) -> tuple[str, Tensor]:
-        """The teacher with the good solver that comes nearest to its fine solution in as many steps; each is a network
-        call, and two with guidance."""
+        """The teacher with the good solver, on its usual or a tuned grid, that comes nearest to its fine solution in as many
+        steps; each is a network call, and two with guidance."""
         if not self.control:
-            how = {"calls": self.calls, "seed": self.settings.seed}
+            grids = {name: grid_for(self.target, name, self.calls, end="zero", afs=None) for name in ("auto", TUNED)}
             self.control = {
-                solver: sample(self.target, self.settings.watched, solver=solver, **how)  # type: ignore[arg-type]
-                for solver in CONTROL
+                solver + f" on {name}" * (name == TUNED): self.sampled(solver=solver, grid=grid)
+                for solver, (name, grid) in product(CONTROL, grids.items())
             }
         return min(self.control.items(), key=lambda item: self.distance(item[1]))
 

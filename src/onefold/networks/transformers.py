@@ -29,7 +29,7 @@ def quiet() -> Iterator[None]:
     """No bar and no report of transformers: what is wrong is told by the one sentence of an error."""
     try:
         from transformers.utils import logging
-    except Exception:  # who needs it will say so
+    except (ImportError, RuntimeError):  # who needs it will say so
         yield
         return
     before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
