@@ -72,6 +72,11 @@ def test_from_prompts_to_a_shipped_student(here: Here) -> None:
         assert facts["counted_calls"] == 2
         assert Image.open(f"{source}.png").size[1] >= 16
     here("sample", "run", "--prompts", "prompts.txt", "--count", 4, "--out", "several.npz", "--guidance", 2)
+    Path("others.txt").write_text("new words\na b\nmore\n")
+    found = here("evaluate", "run", "--prompts", "others.txt", "--count", 3, "--metrics", "rmse", "--json")
+    assert 0 < json.loads(found)["scores"]["rmse"]["value"] < 10
+    here("compare", "sd", "run", "--prompts", "others.txt", "--count", 3, "--calls", 2, "--solvers", "euler")
+    assert Path("comparison/report.html").stat().st_size > 10_000
     told = json.loads(here("export", "run", "--out", "shipped", "--json"))
     assert told["pipeline"] == "StableDiffusionPipeline" and told["largest_difference"] < 1e-4
     assert "was exported for plain diffusers" in here.mistake("sample", "shipped", "--prompt", "x")

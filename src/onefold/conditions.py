@@ -124,3 +124,9 @@ def read_texts(source: str | Path | Sequence[str]) -> tuple[str, ...]:
 def stand_in(value: Tensor, nothing: int | Tensor) -> Tensor:
     """What stands for no condition, for as many rows as `value` has."""
     return torch.full_like(value, nothing) if isinstance(nothing, int) else nothing.to(value).expand_as(value)
+
+
+def texts_of(source: str | Path) -> tuple[str, ...]:
+    """Of a file with one a line, or of encoded prompts."""
+    path = Path(source).expanduser()
+    return load_prompts(path).texts if path.suffix == ".safetensors" else read_texts(path)

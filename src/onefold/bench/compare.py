@@ -30,6 +30,7 @@ from onefold.bench.picture import NAME, save_picture
 from onefold.bench.processes import Processes
 from onefold.bench.published import check_measured, read_published
 from onefold.bench.report import write_report
+from onefold.bench.texts import told
 from onefold.bench.ways import BEST, CALLS, FINE, GRIDS, SOLVERS, Way, best_way, fine_way, student_way, teacher_ways
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError, suggest
@@ -88,6 +89,7 @@ def compare(
     reference: Sequence[str | Path] = (),
     extractor: str | None = None,
     weights: Path | None = None,
+    prompts: Path | None = None,
     batch_size: int = 64,
     device: str = "auto",
     precision: str = "auto",
@@ -99,11 +101,12 @@ def compare(
 
     All get the same noise. Without `metrics` the usual ones that the reference allows are measured; `lead` is the one
     that the report opens with. `published` names shipped numbers of the same data set, which it draws beside.
+    Models of texts are told `prompts`, in turn.
     """
     if count < 1:
         raise UserError(f"count is {count}, expected 1 or more images")
     begin, say, folder, processes = time.perf_counter(), tell or (lambda _: None), Path(out), Processes(device)
-    loaded = load_models(models, device, precision, say)
+    loaded = [told(model, prompts, say) for model in load_models(models, device, precision, say)]
     teachers = [model for model in loaded if isinstance(model, Denoiser)]
     first = teachers[0]
     beside = read_published(published, first.image_shape) if published else None
@@ -117,6 +120,7 @@ def compare(
         count=count,
         extractor=extractor,
         weights=weights,
+        prompts=prompts if extractor == "clip" else None,
         device=str(first.device),
         batch_size=batch_size,
         progress=progress,

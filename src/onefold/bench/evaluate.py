@@ -14,6 +14,7 @@ from torch import Tensor
 from onefold.bench.gathering import PAIRED, Fine, Gathered, Meter, Request, Share, gather, joined, warm_up
 from onefold.bench.judging import Judge, make_judge
 from onefold.bench.processes import Processes
+from onefold.bench.texts import told, told_teacher
 from onefold.bench.ways import BEST, Way, fine_way, student_way, way
 from onefold.data import ImageData, load_data, to_float
 from onefold.denoiser import Denoiser
@@ -79,14 +80,18 @@ def evaluate(
         number = len(data) if count is None else count
         place = str(choose_device(device)[0])
         return images_measured(data, number, partial(ask, device=place), bench) | {"source": str(source)}
-    model = open_model(source, device, precision, say)
+    model = told(open_model(source, device, precision, say), prompts, say)
+    hears = (model.denoiser if isinstance(model, Student) else model).prompts is not None
+    ask = partial(ask, prompts=None) if hears and extractor != "clip" else ask  # for the model, not for CLIP
     if isinstance(model, Student):
         refuse({**asked, "teacher": None}, f"student {model.name} has its own solver and grid of {model.calls} calls")
         chosen = student_way(model)
     else:
         refuse({"teacher": teacher}, f"{model.name} is a teacher")
         chosen = way(model, solver or BEST[0], CALLS if calls is None else calls, grid or "auto")
-    return way_measured(chosen, teacher_of(chosen, teacher, say), COUNT if count is None else count, ask, bench)
+    owner = teacher_of(chosen, teacher, say)
+    owner = None if owner is None else told_teacher(owner, prompts)
+    return way_measured(chosen, owner, COUNT if count is None else count, ask, bench)
 
 
 def check_count(count: int | None, data: ImageData | None, source: object) -> None:

@@ -36,6 +36,12 @@ ExtractorName = Annotated[
     ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="The extractor's weights, a file or folder.", show_default=False)]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file with one text a line: for models of texts, in turn, and for the metric clip.", show_default=False
+    ),
+]
 Count = Annotated[int, typer.Option(min=2, help="Images of each.")]
 Seed = Annotated[int, typer.Option(help="Names the noise; image i depends on the seed and i only.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
@@ -67,9 +73,7 @@ def evaluate_command(
     seed: Seed = 0,
     extractor: ExtractorName = None,
     weights: Weights = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="Texts, one a line for each image, for the metric clip.", show_default=False)
-    ] = None,
+    prompts: Prompts = None,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -128,6 +132,7 @@ def compare_command(
     reference: References = None,
     extractor: ExtractorName = None,
     weights: Weights = None,
+    prompts: Prompts = None,
     published: Annotated[
         str | None,
         typer.Option(
@@ -159,6 +164,7 @@ def compare_command(
             reference=reference or (),
             extractor=extractor,
             weights=weights,
+            prompts=prompts,
             published=published,
             batch_size=batch_size,
             device=device,
