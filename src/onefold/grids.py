@@ -128,15 +128,20 @@ class Grid:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Grid:
+    def from_dict(cls, values: Any) -> Grid:
+        if not isinstance(values, dict):
+            raise UserError(f"a grid is a {type(values).__name__}, expected an object; restore the file it was read from")
         known = [field.name for field in fields(cls)]
         for key in values.keys() - set(known):
             raise UserError(f"a grid has no entry {key!r}{suggest(key, known)}")
         if "sigmas" not in values:
             raise UserError("a grid needs its 'sigmas'; the file it was read from is incomplete")
-        return cls(
-            **{**values, "sigmas": torch.tensor([float(level) for level in values["sigmas"]], dtype=torch.float64)}
-        )
+        try:
+            return cls(**{**values, **{key: READERS[key](value) for key, value in values.items() if key in READERS}})
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"a grid has values that no grid has ({first_line(error)}); restore the file it was read from"
+            ) from None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and self.to_dict() == other.to_dict()

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import PIL.Image
 from PIL.Image import Image
 from torch import Tensor
 
 from onefold.card import PICTURE, page
+from onefold.data import open_picture
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.grids import Grid
@@ -129,29 +129,32 @@ def load_student(
     folder: str | Path, *, device: str = "auto", precision: str = "auto", tell: Tell | None = None
 ) -> Student:
     """A student folder, or the run folder that holds one."""
-    from onefold.files import read_json
+    from onefold.files import place_of, read_json
     from onefold.teachers import load_teacher
 
-    path = Path(folder).expanduser()
+    path = place_of(folder)
     path = path / "student" if (path / "student").is_dir() else path
     if not (path / RECIPE).is_file():
         raise UserError(
             f"{folder} is no student: {RECIPE} is missing; give the run folder of `onefold distill` or its student/"
         )
     facts = read_json(path / RECIPE)
-    if facts.get("format") != FORMAT:
+    if facts.get("format") != FORMAT or isinstance(facts["format"], bool):
         raise UserError(
-            f"{path / RECIPE} has format {facts.get('format')}, this version reads {FORMAT}; use the version that wrote it"
+            f"{path / RECIPE} has format {facts.get('format')!r}, this version reads {FORMAT}; use the version that wrote it"
         )
+    from onefold.recipes import check_recipe
+
     recipe = {key: value for key, value in facts.items() if key not in ("format", "calls", "grid", "afs")}
+    grid, afs = check_recipe(facts, path / RECIPE)
     denoiser = load_teacher(path, device=device, precision=precision, tell=tell)
-    return Student(denoiser, Grid.from_dict(facts["grid"]), facts["afs"], recipe, read_picture(path / PICTURE))
+    return Student(denoiser, grid, afs, recipe, read_picture(path / PICTURE))
 
 
 def read_picture(path: Path) -> Image | None:
     """None where there is no picture, or a damaged one: a student is complete without it."""
     try:
-        with PIL.Image.open(path) as image:
+        with open_picture(path) as image:
             return image.copy()
-    except OSError:
+    except Exception:  # noqa: BLE001  (decoders raise nearly anything for a broken file)
         return None

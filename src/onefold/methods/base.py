@@ -58,7 +58,7 @@ class DistillSettings(RunSettings):
         name = values.get("preset")
         if name is None:
             return values
-        if name not in cls.presets:
+        if not isinstance(name, str) or name not in cls.presets:
             raise UserError(f"unknown preset {name!r}{suggest(str(name), cls.presets)}")
         return {**cls.presets[name], **values}
 

@@ -59,9 +59,10 @@ def read_file(path: Path) -> Denoiser:
 
 def find(source: str | Path, tell: Tell) -> Path:
     """Where a model lies; one of the hub is fetched."""
+    from onefold.files import place_of
     from onefold.teachers.hub import fetch, looks_like_hub
 
-    folder = ASSETS / source if str(source) in bundled() else Path(source).expanduser()
+    folder = ASSETS / source if str(source) in bundled() else place_of(source)
     if (folder / "teacher").is_dir():  # a run folder
         folder = folder / "teacher"
     if not str(source) or not folder.exists():

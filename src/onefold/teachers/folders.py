@@ -25,6 +25,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "StableDiffusionPipeline": ("texts", "unet"),
     "StableDiffusionXLPipeline": ("texts", "unet"),
 }
+MOST_LETTERS = 255  # of a name, as of a folder's
 EDM_CARD = "edm.json"  # of what was an EDM checkpoint
 Load = Callable[[Parts, Mapping[str, Any]], Denoiser]
 
@@ -45,7 +46,7 @@ def load_folder(folder: Path) -> Denoiser:
         raise UserError(
             f"the weights in {folder} do not match their checksum; the folder is damaged or was edited, restore it"
         )
-    teacher.name, teacher.home, teacher.form = str(card.get("name", folder.name)), folder, parts
+    teacher.name, teacher.home, teacher.form = name_of(card, folder), folder, parts
     teacher.card = {**card, "index": dict(parts.index), "sha256": weights}
     return teacher
 
@@ -55,8 +56,16 @@ def load_edm(folder: Path, card: Mapping[str, Any]) -> Denoiser:
     from onefold.teachers.edm import load_edm_folder
 
     teacher = load_edm_folder(folder)
-    teacher.name = str(card.get("name", teacher.name))
+    teacher.name = name_of(card, folder, teacher.name)
     return teacher
+
+
+def name_of(card: Mapping[str, Any], folder: Path, usual: str | None = None) -> str:
+    """It stands in tables and file names."""
+    name = card.get("name", folder.name if usual is None else usual)
+    if not isinstance(name, str) or len(name) > MOST_LETTERS or not name.isprintable():
+        raise UserError(f"{folder} calls itself {name!r}; expected a name of up to {MOST_LETTERS} letters, restore {CARD}")
+    return name
 
 
 def family_of(folder: Path, card: Mapping[str, Any]) -> tuple[Parts, Load]:
