@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 MOST_LETTERS = 2000  # of a sentence, which may quote what a file says
 
 

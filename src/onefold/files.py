@@ -16,7 +16,9 @@ from safetensors import SafetensorError
 
 from onefold.errors import UserError, first_line
 
-MOST_BYTES = 4 * 2**20  # of facts, as JSON or YAML; a file of a few bytes an object becomes twenty times as much in memory
+MOST_BYTES = (
+    4 * 2**20
+)  # of facts, as JSON or YAML; a file of a few bytes an object becomes twenty times as much in memory
 
 
 @contextlib.contextmanager
@@ -112,7 +114,8 @@ def place_of(source: str | Path) -> Path:
         path = Path(source).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{str(source)!r} cannot be a path ({first_line(error)}); check its spelling") from None
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{str(source)[:200]!r} cannot be a path ({why}); check its spelling") from None
     return path
 
 

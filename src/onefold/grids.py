@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from onefold.errors import UserError, suggest
+from onefold.errors import UserError, first_line, suggest
 from onefold.process import ContinuousVP, DiscreteVP, Flow, Process, as_sigma
 
 Start = Literal["prior", "ve"]
@@ -130,7 +130,9 @@ class Grid:
     @classmethod
     def from_dict(cls, values: Any) -> Grid:
         if not isinstance(values, dict):
-            raise UserError(f"a grid is a {type(values).__name__}, expected an object; restore the file it was read from")
+            raise UserError(
+                f"a grid is a {type(values).__name__}, expected an object; restore the file it was read from"
+            )
         known = [field.name for field in fields(cls)]
         for key in values.keys() - set(known):
             raise UserError(f"a grid has no entry {key!r}{suggest(key, known)}")
@@ -447,8 +449,8 @@ def check_levels(sigmas: Tensor) -> None:
         )
 
 
-def check_choice(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
+def check_choice(what: str, value: Any, known: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in known:
         raise UserError(f"{what} is {value!r}{suggest(str(value), known)}")
 
 
@@ -460,6 +462,20 @@ def whole_number(what: str, value: Any) -> int:
     if number < 1 or isinstance(value, bool):
         raise UserError(f"{what} is {value!r}; it must be a whole number of 1 or more")
     return number
+
+
+def levels_of(values: Any) -> Tensor:
+    """From JSON, where inf is a word."""
+    return torch.tensor([float(level) for level in values], dtype=torch.float64)
+
+
+# What a file says, as what a grid holds.
+READERS: dict[str, Callable[[Any], Any]] = {
+    "sigmas": levels_of,
+    "times": lambda values: None if values is None else levels_of(values),
+    "phi": lambda values: None if values is None else tuple(operator.index(step) for step in values),
+    "rho": float,
+}
 
 
 def with_table(process: Process) -> DiscreteVP:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -72,7 +72,9 @@ def check_recipe(facts: Mapping[str, Any], path: Path) -> tuple[Grid, AFS | None
         raise UserError(f"{path} is damaged: {error}") from None
     afs = facts.get("afs")
     if not (afs is None or (isinstance(afs, str) and afs in get_args(AFS))):
-        raise UserError(f"{path} names the analytic first step {afs!r}, expected null, {' or '.join(get_args(AFS))}; restore it")
+        raise UserError(
+            f"{path} names the analytic first step {afs!r}, expected null, {' or '.join(get_args(AFS))}; restore it"
+        )
     if grid.calls - (afs is not None) < 1:
         raise UserError(f"{path} has a grid without a call of the network; restore it")
-    return grid, afs
+    return grid, cast(AFS | None, afs)

@@ -18,7 +18,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
 }
 
 
-def find(name: str) -> tuple[Any, Any]:
+def find(name: Any) -> tuple[Any, Any]:
     """(method, settings) of a name."""
     if not isinstance(name, str) or name not in METHODS:
         raise UserError(f"unknown method {name!r}{suggest(str(name), METHODS)}")

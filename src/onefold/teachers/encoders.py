@@ -48,7 +48,12 @@ def encode(pipe: Any, texts: Sequence[str], device: torch.device, *, guided: boo
         found: tuple[Tensor, ...] = pipe.encode_prompt(
             prompt=list(texts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=guided
         )
-    except (IndexError, KeyError, TypeError, ValueError) as error:  # words that the encoder has no row for, and the like
+    except (
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # words that the encoder has no row for, and the like
         raise UserError(
             f"the tokenizer and the text encoder do not belong together ({first_line(error)}); restore both"
         ) from error

@@ -28,12 +28,12 @@ def must_fit(make: Callable[[], nn.Module], held: Mapping[str, Shape], kind: str
         with torch.device("meta"), at_most(2 * len(held) + SPARE):
             network = make()
     except Exception as error:  # constructors break in many ways on what a config may say
-        raise UserError(
-            f"{folder} does not load as a {kind} ({first_line(error)}); restore its config.json"
-        ) from error
+        raise UserError(f"{folder} does not load as a {kind} ({first_line(error)}); restore its config.json") from error
     wanted, numbers = sum(one.numel() for one in network.parameters()), sum(shape.numbers for shape in held.values())
     if wanted > numbers:
-        raise UserError(f"{shortage(network, held, kind, folder)} ({wanted:,} numbers, {numbers:,} are there); restore it")
+        raise UserError(
+            f"{shortage(network, held, kind, folder)} ({wanted:,} numbers, {numbers:,} are there); restore it"
+        )
     tables = sum(one.numel() * one.element_size() for one in network.buffers())
     if tables > TABLES + 4 * numbers:
         raise UserError(

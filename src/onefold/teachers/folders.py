@@ -64,7 +64,9 @@ def name_of(card: Mapping[str, Any], folder: Path, usual: str | None = None) -> 
     """It stands in tables and file names."""
     name = card.get("name", folder.name if usual is None else usual)
     if not isinstance(name, str) or len(name) > MOST_LETTERS or not name.isprintable():
-        raise UserError(f"{folder} calls itself {name!r}; expected a name of up to {MOST_LETTERS} letters, restore {CARD}")
+        raise UserError(
+            f"{folder} calls itself {name!r}; expected a name of up to {MOST_LETTERS} letters, restore {CARD}"
+        )
     return name
 
 

@@ -66,7 +66,9 @@ def alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
         betas = beta_table(str(config["beta_schedule"]), steps_of(config), **ends)
     given = torch.as_tensor(betas, dtype=torch.float64)
     if given.ndim != 1 or not 1 <= len(given) <= MOST_STEPS:
-        raise ValueError(f"trained_betas has the shape {tuple(given.shape)}, expected a list of up to {MOST_STEPS:,} numbers")
+        raise ValueError(
+            f"trained_betas has the shape {tuple(given.shape)}, expected a list of up to {MOST_STEPS:,} numbers"
+        )
     table = (1 - given).cumprod(0)
     rescaled = config.get("rescale_betas_zero_snr", False)
     if not isinstance(rescaled, bool):

@@ -53,13 +53,13 @@ def check_told(parts: Parts, config: Mapping[str, Any], added: str | None) -> No
 
 def widths(parts: Parts, config: Mapping[str, Any], large: bool) -> dict[str, int]:
     """Numbers a row, or a token, of each condition."""
-    text, *told = (whole(parts, config, name) for name in NAMED[: 3 if large else 1])
-    if text is None or None in told:
-        raise UserError(f"{parts.home / 'unet'} does not name all of {', '.join(NAMED)}; restore its config.json")
+    names = NAMED[: 3 if large else 1]
+    found = [value for name in names if (value := whole(parts, config, name)) is not None]
+    if len(found) < len(names):
+        raise UserError(f"{parts.home / 'unet'} does not name all of {', '.join(names)}; restore its config.json")
     if not large:
-        return {TEXT: text}
-    joined, width = told
-    assert joined is not None and width is not None
+        return {TEXT: found[0]}
+    text, joined, width = found
     return dict(zip((TEXT, *ADDED), (text, joined - 6 * width, 6), strict=True))
 
 

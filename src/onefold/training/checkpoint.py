@@ -102,6 +102,9 @@ def read_facts(path: Path) -> dict[str, Any]:
     if hashlib.sha256(text.encode()).hexdigest() != envelope["sha256"]:
         raise ValueError(f"{FACTS} does not match its checksum")
     facts: dict[str, Any] = json.loads(text)
+    for name, kind in (("step", int), ("journal_bytes", int), ("identity", dict)):
+        if name in facts and type(facts[name]) is not kind:
+            raise TypeError(f"{FACTS} says {name} {facts[name]!r}")
     if facts["format"] != FORMAT:
         raise UserError(
             f"checkpoint {path} has format {facts['format']}, this version reads {FORMAT}; use the version that wrote it"
