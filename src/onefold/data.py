@@ -821,7 +821,7 @@ def read_cache(cache: Path, recipe: Mapping[str, Any]) -> tuple[Tensor | None, T
         held = json.loads(str(arrays["description"]))
         images, labels = torch.from_numpy(arrays["images"]), arrays.get("labels")
         other = next((key for key in recipe if held[key] != recipe[key]), None)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{cache} is no cache of a teacher's samples; name another file") from error
     if other is not None:
         raise UserError(

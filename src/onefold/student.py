@@ -121,7 +121,9 @@ class Student:
 
 
 def is_student(source: str | Path) -> bool:
-    path = Path(source).expanduser()
+    from onefold.files import place_of
+
+    path = place_of(source)
     return (path / RECIPE).is_file() or (path / "student" / RECIPE).is_file()
 
 

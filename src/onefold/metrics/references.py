@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onefold.data import ImageData, load_data, npz_keys, read_npz, to_float
 from onefold.errors import UserError
+from onefold.files import place_of
 from onefold.metrics.extractors import Extractor
 from onefold.metrics.statistics import Moments, Statistics, load_statistics
 from onefold.progress import Progress, silent
@@ -27,13 +28,13 @@ def maker_of(source: str | Path) -> str:
     """The extractor whose statistics a file holds; "" for images and files that do not say."""
     if not is_statistics(source):
         return ""
-    path = Path(source).expanduser()
+    path = place_of(source)
     return str(read_npz(str(source), path, {"extractor"}).get("extractor", "")) if "extractor" in npz_keys(path) else ""
 
 
 def is_statistics(source: str | Path) -> bool:
     """An .npz with `mu`, as the field writes them; an .npz of images has none."""
-    path = Path(source).expanduser()
+    path = place_of(source)
     return path.suffix == ".npz" and "mu" in npz_keys(path)
 
 
@@ -55,7 +56,7 @@ def load_reference(
                 f"{source} has images of {shape_text(data.shape)}, what is measured makes {shape_text(shape)}; scale the reference first"
             )
         return make_reference(data, extractor, held_out, batch_size, progress)
-    found = load_statistics(Path(source).expanduser())
+    found = load_statistics(place_of(source))
     check_maker(found, extractor, str(source))
     return found
 
