@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pipelines
-from hostile import ending, entry, put_together, taken_apart
+from hostile import ending, endings, entry, put_together, taken_apart
 from onefold.conditions import load_prompts
 from onefold.data import load_data, read_npz, teacher_data
 from onefold.distilling import choose
@@ -31,14 +32,13 @@ from onefold.grids import explicit
 from onefold.metrics.references import is_statistics, maker_of
 from onefold.metrics.statistics import load_statistics
 from onefold.networks.edm import build_edm
-from onefold.settings import parse_assignments, read_yaml
+from onefold.settings import build, parse_assignments, read_yaml
 from onefold.student import Student, load_student
 from onefold.teachers import load_teacher
 from onefold.teachers.edm import EDMForm, edm_denoiser, save_edm
 from onefold.teachers.edm_process import preconditioning
 from onefold.teaching import TeachSettings
 from onefold.training.checkpoint import Checkpoints
-from onefold.settings import build
 
 Spoil = Callable[[Path], object]
 EVIL = "torch_module_evil"
@@ -84,7 +84,7 @@ def copied(whole: Mapping[str, Path], name: str, place: Path) -> Path:
 
 def load(folder: Path) -> object:
     """As a user would; texts are read too."""
-    if (folder / "student.json").exists():
+    if folder.name == "student":
         return load_student(folder, device="cpu")
     if folder.suffix == ".safetensors":
         return load_prompts(folder)
@@ -94,13 +94,25 @@ def load(folder: Path) -> object:
     return teacher if teacher.encode_texts is None else teacher.with_prompts(["a"])
 
 
+def damaged(whole: Mapping[str, Path], place: Path, kind: str, spoils: Mapping[str, Spoil]) -> dict[str, str]:
+    """How loading ends for each damage, which must be told with the name of the folder; {} for damage is no damage."""
+    folders = []
+    for number, spoil in enumerate(spoils.values()):
+        (place / str(number)).mkdir()
+        folders.append(copied(whole, kind, place / str(number)))
+        spoil(folders[-1])
+    found = dict(zip(spoils, endings([partial(load, folder) for folder in folders]), strict=True))
+    for folder, (name, text) in zip(folders, found.items(), strict=True):
+        assert not text or str(folder) in text or folder.suffix or kind == "run", (name, text)
+    return found
+
+
 def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_what_is_whole_loads_in_the_little_room(whole: dict[str, Path]) -> None:
-    for folder in whole.values():
-        assert ending(lambda folder=folder: load(folder)) == ""  # type: ignore[misc]
+    assert set(endings([partial(load, folder) for folder in whole.values()])) == {""}
 
 
 # Safetensors ----------------------------------------------------------------------------------------------------------
@@ -188,23 +200,16 @@ def restate(state: Path, **changes: Any) -> None:
     state.write_text(json.dumps({"facts": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
 
 
-@pytest.mark.parametrize(
-    ("kind", "damage"),
-    [
-        (kind, damage)
-        for kind in PLACES
-        for damage in (TENSORS if kind in ("pixels", "prompts.safetensors") else EVERYWHERE)
-    ],
-)
-def test_headers_that_lie(whole: dict[str, Path], tmp_path: Path, kind: str, damage: str) -> None:
-    folder = copied(whole, kind, tmp_path)
-    (folder / PLACES[kind]).write_bytes(TENSORS[damage])
-    believed(folder)
-    found = ending(lambda: load(folder))
-    if kind == "run" and damage == "many empty tensors":
-        assert found == ""
-    else:
-        assert str(folder) in found or kind == "edm"
+@pytest.mark.parametrize("kind", PLACES)
+def test_headers_that_lie(whole: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    def written(content: bytes, folder: Path) -> None:
+        (folder / PLACES[kind]).write_bytes(content)
+        believed(folder)
+
+    names = TENSORS if kind in ("pixels", "prompts.safetensors") else EVERYWHERE
+    found = damaged(whole, tmp_path, kind, {name: partial(written, TENSORS[name]) for name in names})
+    sound = {"many empty tensors"} if kind == "run" else set()
+    assert {name for name, text in found.items() if not text} == sound
 
 
 def without(name: str) -> Callable[[dict[str, Any]], object]:
@@ -221,7 +226,7 @@ def first_filled(value: float) -> Callable[[dict[str, Any]], object]:
 
 WRONG: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("pixels", without("conv_in.weight"), "lacks weights of a UNet2DModel, such as conv_in.weight"),
-    ("pixels", lambda tensors: tensors.clear(), "lacks weights of a UNet2DModel"),
+    ("pixels", lambda tensors: tensors.clear(), "more tensors than its weights hold"),
     ("pixels", lambda tensors: tensors.update(other=torch.zeros(3)), "no place for, such as other"),
     ("pixels", lambda tensors: tensors.update(other=torch.zeros(10**6)) or tensors.pop("conv_in.weight"), "lacks weights"),
     ("pixels", changed("conv_in.weight", lambda t: t[:4]), "asks for more than its weights hold, as in conv_in.weight"),
@@ -295,7 +300,7 @@ def loop(path: Path) -> None:
 READ = [
     ("pixels", "model_index.json"), ("pixels", "unet/config.json"), ("pixels", f"unet/{WEIGHTS}"),
     ("pixels", "scheduler/scheduler_config.json"), ("pixels", "onefold.json"), ("ldm", f"vqvae/{WEIGHTS}"),
-    ("sd", "tokenizer/tokenizer_config.json"), ("sd", "tokenizer/vocab.json"), ("sd", "tokenizer/added_tokens.json"),
+    ("sd", "tokenizer/tokenizer_config.json"), ("sd", "tokenizer/tokenizer.json"), ("sd", "tokenizer/added_tokens.json"),
     ("sd", "text_encoder/model.safetensors"), ("sd", "text_encoder/config.json"), ("sd", "text_encoder/generation_config.json"),
     ("edm", "edm.json"), ("edm", "edm.safetensors"), ("student", "student.json"), ("prompts.safetensors", ""),
     ("run", "step-0000000001/state.json"), ("run", "step-0000000001/state.safetensors"),
@@ -303,14 +308,18 @@ READ = [
 
 
 @pytest.mark.parametrize("become", [pipe, device, folder_instead, loop])
-@pytest.mark.parametrize(("kind", "file"), READ)
 def test_what_is_no_file_is_neither_waited_for_nor_read_for_ever(
-    whole: dict[str, Path], tmp_path: Path, kind: str, file: str, become: Spoil
+    whole: dict[str, Path], tmp_path: Path, become: Spoil
 ) -> None:
-    folder = copied(whole, kind, tmp_path)
-    become(folder / file)
-    optional = file.endswith(("generation_config.json", "added_tokens.json", "onefold.json"))
-    assert ending(lambda: load(folder)) or (optional and become in (loop, folder_instead))
+    calls = []
+    for number, (kind, file) in enumerate(READ):
+        (tmp_path / str(number)).mkdir()
+        folder = copied(whole, kind, tmp_path / str(number))
+        become(folder / file)
+        calls.append(partial(load, folder))
+    for found, (_, file) in zip(endings(calls), READ, strict=True):
+        optional = file.endswith(("generation_config.json", "added_tokens.json"))
+        assert found or (optional and become in (loop, folder_instead)), file
 
 
 @pytest.mark.parametrize("become", [pipe, device, folder_instead, loop])
@@ -329,8 +338,7 @@ def test_such_files_given_by_name(whole: dict[str, Path], tmp_path: Path, become
         lambda: load_teacher(tmp_path / "m.pkl"),
         lambda: load_data(tmp_path),
     ]
-    for call in calls:
-        assert ending(call)
+    assert all(endings(calls))
     assert not is_statistics(tmp_path / "d.npz") and maker_of(tmp_path / "d.npz") == ""
 
 
@@ -374,7 +382,7 @@ HUGE: list[tuple[str, str, dict[str, Any]]] = [
             {"down_block_types": [f"{EVIL}.Block"] * 2},
             {"down_block_types": ["DownBlock2D"] * 20_000},
             {"down_block_types": 7},
-            {"mid_block_type": ["os", "system"]},
+            {"flip_sin_to_cos": "false"},
             {"time_embedding_type": ["positional"]},
             {"time_embedding_type": "learned", "num_train_timesteps": 10**12},
             {"class_embed_type": "timestep"},
@@ -423,13 +431,14 @@ HUGE: list[tuple[str, str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "file", "change"), HUGE, ids=lambda value: str(value)[:60])
-def test_configs_that_ask_for_what_the_weights_do_not_hold(
-    whole: dict[str, Path], tmp_path: Path, kind: str, file: str, change: dict[str, Any]
-) -> None:
-    folder = copied(whole, kind, tmp_path)
-    edit(folder / file, **change)
-    assert str(folder) in ending(lambda: load(folder))
+@pytest.mark.parametrize("kind", sorted({kind for kind, _, _ in HUGE}))
+def test_configs_that_ask_for_what_the_weights_do_not_hold(whole: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    spoils: dict[str, Spoil] = {
+        f"{file} {change}": lambda folder, file=file, change=change: edit(folder / file, **change)  # type: ignore[misc]
+        for one, file, change in HUGE
+        if one == kind
+    }
+    assert all(damaged(whole, tmp_path, kind, spoils).values())
 
 
 @pytest.mark.parametrize(
@@ -470,20 +479,28 @@ SCHEDULERS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", SCHEDULERS, ids=lambda value: str(value)[:60])
-def test_schedulers_that_are_none(whole: dict[str, Path], tmp_path: Path, change: dict[str, Any]) -> None:
-    folder = copied(whole, "pixels", tmp_path)
-    edit(folder / "scheduler" / "scheduler_config.json", **change)
-    assert str(folder) in ending(lambda: load(folder))
+def scheduler_says(**change: Any) -> Spoil:
+    return lambda folder: edit(folder / "scheduler" / "scheduler_config.json", **change)
 
 
-@pytest.mark.parametrize("kind", [["os", "system"], {"a": []}, None, 7, f"{EVIL}.Scheduler"])
-def test_schedulers_of_strange_classes_are_judged_by_their_numbers(
-    whole: dict[str, Path], tmp_path: Path, kind: object
-) -> None:
-    folder = copied(whole, "pixels", tmp_path)
-    edit(folder / "scheduler" / "scheduler_config.json", _class_name=kind)
-    assert ending(lambda: load(folder)) == ""
+def test_schedulers_that_are_none(whole: dict[str, Path], tmp_path: Path) -> None:
+    found = damaged(whole, tmp_path, "pixels", {str(change): scheduler_says(**change) for change in SCHEDULERS})
+    assert [change for change, text in found.items() if not text] == []
+
+
+def test_schedulers_of_strange_classes_are_judged_by_their_numbers(whole: dict[str, Path], tmp_path: Path) -> None:
+    strange = (["os", "system"], {"a": []}, None, 7, f"{EVIL}.Scheduler")
+    found = damaged(whole, tmp_path, "pixels", {str(kind): scheduler_says(_class_name=kind) for kind in strange})
+    assert set(found.values()) == {""}
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """In this process, for what asks for nothing."""
+    try:
+        action()
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 # JSON -----------------------------------------------------------------------------------------------------------------
@@ -505,22 +522,23 @@ JSON: dict[str, bytes] = {
 
 @pytest.mark.parametrize("content", JSON)
 def test_facts_that_are_no_json_objects(whole: dict[str, Path], tmp_path: Path, content: str) -> None:
-    for kind, file in READ:
-        if file.endswith(
-            (
-                "index.json",
-                "/config.json",
-                "scheduler_config.json",
-                "edm.json",
-                "student.json",
-                "state.json",
-                "vocab.json",
-            )
-        ):
-            folder = copied(whole, kind, tmp_path)
-            (folder / file).write_bytes(JSON[content])
-            assert str(folder) in ending(lambda: load(folder)), file  # noqa: B023  (it is called at once)
-            shutil.rmtree(folder)
+    names = (
+        "index.json",
+        "/config.json",
+        "scheduler_config.json",
+        "edm.json",
+        "student.json",
+        "state.json",
+        "tokenizer.json",
+    )
+    folders = []
+    for number, (kind, file) in enumerate(READ):
+        if file.endswith(names):
+            (tmp_path / str(number)).mkdir()
+            folders.append(copied(whole, kind, tmp_path / str(number)))
+            (folders[-1] / file).write_bytes(JSON[content])
+    for folder, found in zip(folders, endings([partial(load, folder) for folder in folders]), strict=True):
+        assert str(folder) in found
 
 
 def test_a_key_twice_is_the_last_one(whole: dict[str, Path], tmp_path: Path) -> None:
@@ -594,11 +612,13 @@ CARDS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", CARDS, ids=lambda value: str(value)[:40])
-def test_cards_that_say_strange_things(whole: dict[str, Path], tmp_path: Path, change: dict[str, Any]) -> None:
-    folder = copied(whole, "student", tmp_path)
-    edit(folder / "onefold.json", **change)
-    assert str(folder) in ending(lambda: load(folder))
+def test_cards_that_say_strange_things(whole: dict[str, Path], tmp_path: Path) -> None:
+    spoils: dict[str, Spoil] = {
+        str(change): lambda folder, change=change: edit(folder / "onefold.json", **change)  # type: ignore[misc]
+        for change in CARDS
+    }
+    found = damaged(whole, tmp_path, "student", spoils)
+    assert [change for change, text in found.items() if not text] == []
 
 
 GRID: dict[str, Any] = {"sigmas": [80.0, 1.0, 0.0], "times": None, "phi": None, "start": "prior", "end": "zero", "space": "power", "rho": 7.0}  # fmt: skip
@@ -630,9 +650,8 @@ def test_students_whose_recipes_say_strange_things(whole: dict[str, Path], tmp_p
     sound = (folder / "student.json").read_text()
     for change in STUDENTS:
         (folder / "student.json").write_text(json.dumps(json.loads(sound) | change))
-        with pytest.raises(UserError, match="student.json") as error:
-            load_student(folder, device="cpu")
-        assert str(error.value).isprintable(), change
+        told = refusal(partial(load_student, folder, device="cpu"))
+        assert "student.json" in told and told.isprintable(), change
     for key in RECIPE:
         (folder / "student.json").write_text(json.dumps({k: v for k, v in json.loads(sound).items() if k != key}))
         try:
@@ -725,10 +744,8 @@ def test_settings_of_strange_types() -> None:
         for name in fields:
             for value in STRANGE:
                 values = {**needed, name: value}
-                try:
-                    build(kind, values) if kind else choose(values)
-                except UserError as error:
-                    assert str(error).isprintable(), (name, value)
+                told = refusal(partial(build, kind, values) if kind else partial(choose, values))
+                assert told.isprintable(), (name, value)
 
 
 @pytest.mark.parametrize(
@@ -792,7 +809,7 @@ ARRAYS: dict[str, dict[str, bytes]] = {
     "members with ways out": {"../images.npy": IMAGES, "/etc/x.npy": IMAGES},
     "a nested archive": {"images.npz": IMAGES},
     "no member": {},
-    "many members": {f"{number}.npy": b"" for number in range(20_000)},
+    "many members": {f"{number}.npy": b"" for number in range(2_000)},
     "numbers that are complex": {"images.npy": array(np.zeros((4, 8, 8), complex))},
     "words": {"images.npy": array(np.array(["a" * 1000] * 4))},
     "dates": {"images.npy": array(np.zeros((4, 8, 8), "M8[s]"))},
@@ -828,21 +845,20 @@ def bomb(path: Path, size: int, compression: int = zipfile.ZIP_DEFLATED, shape: 
 
 
 def test_archives_that_unpack_without_end(tmp_path: Path) -> None:
-    path = bomb(tmp_path / "x.npz", 700 * 2**20, shape=(700, 1024, 1024))
-    assert "unpacks to 734," in ending(lambda: load_data(path))
-    for kind in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-        path = bomb(tmp_path / "y.npz", 60 * 2**20, kind, shape=(60, 1024, 1024))
-        assert "compressed as numpy does not" in ending(lambda: load_data(path))
-
-
-def test_sizes_that_an_archive_lies_about(tmp_path: Path) -> None:
-    """In the list of its members, which is at its end."""
-    path = bomb(tmp_path / "x.npz", 700 * 2**20, shape=(700, 1024, 1024))
-    content = path.read_bytes()
+    path = bomb(tmp_path / "x.npz", 400 * 2**20, shape=(400, 1024, 1024))
+    assert "unpacks to 419," in ending(partial(load_data, path))
+    content = path.read_bytes()  # and its list of members, at the end, may say anything
     for size in (0, 100, 2**20, 2**31):
         place = content.rindex(b"PK\x01\x02") + 24
         path.write_bytes(content[:place] + struct.pack("<I", size) + content[place + 4 :])
-        assert str(path) in ending(lambda: load_data(path))
+        assert str(path) in ending(partial(load_data, path))
+    for kind in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        other = bomb(tmp_path / f"{kind}.npz", 2 * 2**20, kind, shape=(2, 1024, 1024))
+        assert "compressed as numpy does not" in ending(partial(load_data, other))
+
+
+def test_archives_that_are_cut_or_lie(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
     whole = zipped(tmp_path / "w.npz", {"images.npy": IMAGES}).read_bytes()
     for cut in (1, 22, 50, len(whole) // 2, len(whole) - 4):
         path.write_bytes(whole[:-cut])
@@ -967,8 +983,11 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:20])
 def test_names_with_odd_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    assert ending(lambda: load_teacher(name, device="cpu"))
-    assert ending(lambda: load_student(name, device="cpu"))
+    calls = [
+        partial(load_teacher, name, device="cpu"),
+        partial(load_student, name, device="cpu"),
+        partial(load_statistics, name),
+    ]
     if not name.startswith(("/", "~")) or name.startswith("~n"):
-        assert ending(lambda: load_data(name))
-    assert ending(lambda: load_statistics(name))
+        calls.append(partial(load_data, name))
+    assert all(endings(calls))

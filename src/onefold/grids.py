@@ -466,7 +466,16 @@ def whole_number(what: str, value: Any) -> int:
 
 def levels_of(values: Any) -> Tensor:
     """From JSON, where inf is a word."""
+    if not isinstance(values, list | tuple | Tensor):
+        raise TypeError(f"{values!r} is no list of levels")
     return torch.tensor([float(level) for level in values], dtype=torch.float64)
+
+
+def exponent_of(value: Any) -> float:
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"rho is {value!r}, expected a positive number")
+    return number
 
 
 # What a file says, as what a grid holds.
@@ -474,7 +483,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "sigmas": levels_of,
     "times": lambda values: None if values is None else levels_of(values),
     "phi": lambda values: None if values is None else tuple(operator.index(step) for step in values),
-    "rho": float,
+    "rho": exponent_of,
 }
 
 

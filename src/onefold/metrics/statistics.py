@@ -123,7 +123,9 @@ def as_covariance(matrix: Tensor, source: str) -> Tensor:
 def read_count(arrays: Mapping[str, NDArray[Any]], source: str) -> int:
     count = numeric(arrays["count"], "count", source) if "count" in arrays else np.zeros(1)
     if count.size != 1 or count.min() < 0:
-        raise UserError(f"'count' of {source} is {count.tolist()}, expected how many images there were; remove it or compute it again")
+        raise UserError(
+            f"'count' of {source} is {count.tolist()}, expected how many images there were; remove it or compute it again"
+        )
     return int(count.sum())
 
 

@@ -71,7 +71,7 @@ def find(source: str | Path, tell: Tell) -> Path:
         raise UserError(
             f"unknown teacher {str(source)!r}: neither bundled nor a folder{suggest(str(source), bundled())}"
         )
-    runs = [] if folder.is_file() or (folder / "unet").is_dir() else runs_inside(folder)
+    runs = [] if not folder.is_dir() or (folder / "unet").is_dir() else runs_inside(folder)
     if runs:
         raise UserError(f"{source} holds runs, not a model; give one of them: {', '.join(map(str, runs[:5]))}")
     return folder

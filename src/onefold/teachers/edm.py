@@ -24,6 +24,7 @@ from onefold.files import atomic_folder, read_json, sha256
 from onefold.networks.edm import EDMNetwork, build_edm
 from onefold.teachers.edm_process import Preconditioning, preconditioning
 from onefold.teachers.edm_records import read_records
+from onefold.teachers.folders import name_of
 from onefold.teachers.pickled_tensors import opened
 from onefold.weights import must_be_finite, read_tensors
 
@@ -133,7 +134,7 @@ def load_edm_folder(folder: str | Path) -> Denoiser:
     with naming(folder):
         wrapped = preconditioning(*named(card, "preconditioning"))
         network = fill(empty(*named(card, "network")), tensors, lambda tensor: tensor)
-        denoiser = edm_denoiser(network, wrapped, str(card.get("name", folder.name)))
+        denoiser = edm_denoiser(network, wrapped, name_of(card, folder))
     denoiser.card, denoiser.home = {**card, **denoiser.card}, folder
     denoiser.form = EDMForm(denoiser.card)
     return denoiser

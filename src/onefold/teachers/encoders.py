@@ -19,6 +19,7 @@ from onefold.weights import must_be_finite, shapes
 
 TEXT, ADDED = "encoder_hidden_states", ("text_embeds", "time_ids")  # the networks' own names
 ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+VOCABULARIES = ("vocab.json", "tokenizer.json")
 AT_ONCE = 32  # texts
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -96,6 +97,10 @@ def zeros_for_nothing(parts: Parts) -> bool:
 
 def load_tokenizer(parts: Parts, part: str) -> Any:
     folder, kind = parts.folder(part), import_class(f"{parts.home}", "CLIPTokenizer")
+    if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make one without words
+        raise UserError(
+            f"{folder} holds no CLIP tokenizer that loads: {' or '.join(VOCABULARIES)} is missing; restore it"
+        )
     try:
         with quiet():
             return kind.from_pretrained(folder, local_files_only=True)

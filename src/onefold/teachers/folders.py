@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -32,7 +33,7 @@ Load = Callable[[Parts, Mapping[str, Any]], Denoiser]
 
 def load_folder(folder: Path) -> Denoiser:
     """A teacher from a folder as diffusers saves it, from a student's, or from a converted EDM checkpoint."""
-    card = read_json(folder / CARD) if (folder / CARD).exists() else {}
+    card = read_json(folder / CARD) if os.path.lexists(folder / CARD) else {}
     if "exported" in card:
         raise UserError(
             f"{folder} was exported for plain diffusers, its network's time is changed; give the folder it was exported from"

@@ -6,6 +6,7 @@ Only classes that a family names are made, only safetensors are read, and nothin
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import re
 import shutil
@@ -58,8 +59,9 @@ class Parts:
                 f"{folder} holds a {kind}; expected {' or '.join(kinds)} in a {self.index.get('_class_name')}"
             )
         must_be_whole(config, folder)
-        files, variant = weights_of(folder)
         made = getattr(import_diffusers(), str(kind))
+        must_be_typed(config, made, folder)
+        files, variant = weights_of(folder)
         must_fit(lambda: made.from_config(config), shapes(files), str(kind), folder)
         try:
             loaded, told = made.from_pretrained(
@@ -140,6 +142,17 @@ def must_be_readable(path: Path) -> None:
         raise UserError(f"{path} cannot be read ({first_line(error)}); restore or remove it") from None
 
 
+def must_be_typed(config: Mapping[str, Any], kind: Any, folder: Path) -> None:
+    """Words where numbers are meant would be noticed at the first image, or never: "false" is true."""
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+        usual, value = parameter.default, config.get(name)
+        fits = isinstance(value, bool) if isinstance(usual, bool) else not isinstance(value, str | dict)
+        if value is not None and isinstance(usual, bool | int | float) and not fits:
+            raise UserError(
+                f"{folder} names {name} {value!r}, expected something like {usual!r}; restore its config.json"
+            )
+
+
 def must_be_whole(config: Mapping[str, Any], folder: Path) -> None:
     """Quantised weights are read by other libraries, and cannot be trained."""
     if config.get("quantization_config") is not None:
@@ -187,7 +200,7 @@ def fingerprint(folder: Path) -> str:
 
 def read_index(home: Path, card: Mapping[str, Any]) -> dict[str, Any]:
     """As the folder, or the card of a student, tells it. Folders without one hold a pixel U-Net."""
-    index = read_json(home / INDEX) if (home / INDEX).exists() else card.get("index", {})
+    index = read_json(home / INDEX) if os.path.lexists(home / INDEX) else card.get("index", {})
     if not isinstance(index, dict):
         raise UserError(f"the index of {home} is a {type(index).__name__}, expected an object; restore onefold.json")
     outside = [name for name, kind in index.items() if isinstance(kind, list) and not re.fullmatch(r"\w+", name)]

@@ -24,6 +24,8 @@ def read_scheduler(folder: Path) -> tuple[Process, Prediction]:
     config = read_json(path)
     try:
         return process_of(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UserError(
             f"{path} has values that no scheduler has ({error}); restore it from where the model came"
