@@ -538,7 +538,7 @@ REFUSED: list[tuple[str, Callable[[Path, dict[str, Path]], None], str]] = [
     ("sd", cut_short, "vae/.* holds no tensors that can be read"),
     ("sd", weights_missing, "lacks weights of a UNet2DConditionModel, such as conv_in.weight"),
     ("sd", part_says("vae", _class_name="AutoencoderTiny"), "holds a AutoencoderTiny; expected AutoencoderKL"),
-    ("sd", part_says("vae", scaling_factor="1"), "scales that no VAE has"),
+    ("sd", part_says("vae", scaling_factor="1"), "names scaling_factor '1', expected something like"),
     ("sd", part_says("vae", scaling_factor=0), "expected positive numbers"),
     ("sd", part_says("vae", scaling_factor=None), "scales that no VAE has"),
     ("xl", part_says("vae", latents_mean=[0, 1], latents_std="a"), "scales that no VAE has"),
