@@ -269,7 +269,8 @@ def fake_fidelity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_a_missing_torch_fidelity_is_told_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    for name in ["torch_fidelity", *(name for name in sys.modules if name.startswith("torch_fidelity."))]:
+        monkeypatch.setitem(sys.modules, name, None)
     assert "pip install 'onefold[eval]'" in complaint("inception")
 
 

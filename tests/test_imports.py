@@ -17,7 +17,20 @@ import onefold
 SOURCE = Path(onefold.__file__).parent
 HEAVY = {"torch", "diffusers", "accelerate", "numpy", "matplotlib", "torchvision"}
 COMMANDS = ["distill", "plan", "methods", "sample", "export", "inspect", "teach", "teachers", "demo"]
-FLOORS = {"errors", "seeds", "process", "codec", "conditions", "denoiser", "grids", "solvers", "targets", "losses"}
+FLOORS = {
+    "errors",
+    "files",
+    "weights",
+    "seeds",
+    "process",
+    "codec",
+    "conditions",
+    "denoiser",
+    "grids",
+    "solvers",
+    "targets",
+    "losses",
+}
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

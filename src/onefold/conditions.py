@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from onefold.errors import UserError, first_line
+from onefold.files import read_text
+from onefold.weights import Damaged, read_tensors
 
 Conditions = Mapping[str, Tensor]
 TEXTS = "texts"  # in the header of a file of encoded prompts
+MOST_BYTES = 256 * 2**20  # of a file of texts
+MOST_LETTERS = 20_000  # of one of them
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,9 @@ class Prompts:
 def load_prompts(path: Path) -> Prompts:
     """What `Prompts.save` wrote."""
     try:
-        with safe_open(path, "pt") as file:
-            texts = json.loads((file.metadata() or {})[TEXTS])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no mapping)
-    except (OSError, SafetensorError, ValueError, KeyError, RecursionError) as error:
+        tensors, metadata = read_tensors(path)
+        texts = json.loads(metadata[TEXTS])
+    except (Damaged, ValueError, KeyError, RecursionError) as error:
         raise UserError(
             f"{path} holds no encoded prompts ({first_line(error)}); give a text file, or what Prompts.save wrote"
         ) from None
@@ -111,13 +113,18 @@ def read_texts(source: str | Path | Sequence[str]) -> tuple[str, ...]:
     else:
         path = Path(source).expanduser()
         try:
-            texts = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-        except (OSError, UnicodeDecodeError) as error:
+            texts = tuple(line.strip() for line in read_text(path, MOST_BYTES).splitlines() if line.strip())
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"prompts {str(source)!r} are not readable ({first_line(error)}); give a text file with one prompt a line"
             ) from None
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{'no prompts' if not texts else 'prompts that are no texts'} in {source!r}; give one or more")
+    longest = max(texts, key=len)
+    if len(longest) > MOST_LETTERS:
+        raise UserError(
+            f"a prompt in {source!r} has {len(longest):,} letters, expected up to {MOST_LETTERS:,}; encoders read a hundred words"
+        )
     return texts
 
 

@@ -12,11 +12,11 @@ import hashlib
 import importlib
 import io
 import json
+import math
 import os
 import re
 import threading
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -35,8 +35,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
 from onefold import seeds
-from onefold.errors import UserError, suggest
-from onefold.files import atomic_file
+from onefold.errors import UserError, first_line, suggest
+from onefold.files import atomic_file, must_be_plain, place_of
 from onefold.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 SOURCES = "a folder of images, an .npz file, 'digits', 'hf:NAME[:split]' or 'teacher:NAME'"
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels; more than that is decoded when fetched
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+SMALL = 64 * 2**20  # bytes that may be unpacked from any file
+DENSEST = 400  # bytes of decoded pixels from one of a file
 SPAN = 64  # pictures a thread takes at a time
 MOST_CLASSES = 100_000
 
@@ -222,6 +225,18 @@ class Form:
         return image.crop((left, top, left + side, top + side))
 
 
+def open_picture(source: Path | bytes) -> Image.Image:
+    """With the decoders of plain images alone: others start programs. What is too large for its file is not decoded."""
+    if isinstance(source, Path):
+        must_be_plain(source)
+    image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+    size, pixels = source.stat().st_size if isinstance(source, Path) else len(source), image.width * image.height
+    if 4 * pixels > max(SMALL, DENSEST * size):
+        image.close()
+        raise ValueError(f"it says {image.width} x {image.height} pixels in {size:,} bytes")
+    return image
+
+
 @contextmanager
 def opened(pictures: Pictures, index: int) -> Iterator[Image.Image]:
     """Whatever goes wrong with the picture inside is told with its name."""
@@ -338,7 +353,7 @@ def load_data(
         return digits(wish)
     if colon and kind in OPENERS:
         return OPENERS[kind](rest, wish)
-    path = Path(name).expanduser()
+    path = place_of(name)
     try:
         if name and path.is_dir():
             return hugging_face(name, wish) if is_saved_dataset(path) else image_folder(name, path, wish)
@@ -394,7 +409,7 @@ def image_folder(source: str, root: Path, wish: Wish) -> ImageData:
     labelled = wish.labels and None not in tops and len(names) > 1
     number = {name: label for label, name in enumerate(names)}
     labels = torch.tensor([number[top] for top in tops if top is not None]) if labelled else None
-    pictures = Pictures(len(files), lambda index: Image.open(files[index]), lambda index: str(files[index]))
+    pictures = Pictures(len(files), lambda index: open_picture(files[index]), lambda index: str(files[index]))
     about = {"classes": len(names), "class_names": names, "description": {"kind": "folder", "source": source}}
     return gather(pictures, labels, wish, **about)
 
@@ -446,21 +461,71 @@ def npz_file(source: str, path: Path, wish: Wish) -> ImageData:
     return from_array(images, labels, wish, classes=classes, class_names=None, description=description)
 
 
+PACKED = 200  # how many times its size a file may unpack to; the densest of our own to some dozens
+NPY = ".npy"  # what members are called in the archive
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
 def read_npz(source: str, path: Path, wanted: Collection[str]) -> dict[str, NDArray[Any]]:
     """Arrays only: pickled objects could run code and are refused. Where none is wanted, all names with empty arrays."""
+    with unzipped(source, path) as archive:
+        keys = keys_of(archive)
+        known = [key for key in keys if key in wanted]
+        unpacked = sum(archive.getinfo(key + NPY).file_size for key in known)
+        if unpacked > max(SMALL, PACKED * path.stat().st_size):
+            raise UserError(
+                f"{source} unpacks to {unpacked:,} bytes, more than {PACKED} times its own size; save it again with numpy.savez"
+            )
+        return {key: read_member(archive, key + NPY, source) for key in known} or {key: np.empty(0) for key in keys}
+
+
+def npz_keys(path: Path) -> list[str]:
+    """The names of a file's arrays; none where it is no .npz file."""
     try:
-        with path.open("rb") as handle:
-            file = np.load(handle, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
+        with unzipped(str(path), path) as archive:
+            return keys_of(archive)
+    except (UserError, OSError):
+        return []
+
+
+def keys_of(archive: zipfile.ZipFile) -> list[str]:
+    return [name.removesuffix(NPY) for name in archive.namelist() if name.endswith(NPY)]
+
+
+@contextmanager
+def unzipped(source: str, path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        must_be_plain(path)
+        with path.open("rb") as file:
+            if file.read(6) == np.lib.format.MAGIC_PREFIX:
                 raise ValueError("it is a single .npy array")
-            known = [key for key in file.files if key in wanted]
-            return {key: file[key] for key in known} or {key: np.empty(0) for key in file.files}
-    except PermissionError:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (PermissionError, UserError):
         raise
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, TypeError, AttributeError) as error:
-        if "Object arrays" in str(error):
-            raise UserError(f"{source} holds pickled objects, expected arrays of numbers; save plain arrays") from error
-        raise UserError(f"{source} cannot be read as .npz ({error}); save it again with numpy.savez") from error
+    except Exception as error:  # zip files, their headers and their content break in many ways
+        raise UserError(
+            f"{source} cannot be read as .npz ({first_line(error)}); save it again with numpy.savez"
+        ) from error
+
+
+def read_member(archive: zipfile.ZipFile, name: str, source: str) -> NDArray[Any]:
+    """Its header first: memory is asked for only where the data are there."""
+    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is compressed as numpy does not")  # the others are unpacked without end
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in HEADERS:
+            raise ValueError(f"{name} has format {version}")
+        shape, _, dtype = HEADERS[version](file)
+        if dtype.hasobject:
+            raise UserError(f"{source} holds pickled objects, expected arrays of numbers; save plain arrays")
+        claimed, there = math.prod(shape) * dtype.itemsize, archive.getinfo(name).file_size - file.tell()
+        if claimed != there or min(shape, default=0) < 0:
+            raise ValueError(f"{name} says {claimed:,} bytes of shape {shape} and has {there:,}")
+    with archive.open(name) as file:
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        return array
 
 
 def eight_bits(images: NDArray[Any], source: str) -> NDArray[np.uint8]:
@@ -635,7 +700,7 @@ def whole_column(table: Any, name: str) -> NDArray[Any]:
 def open_cell(cell: Mapping[str, Any] | None) -> Image.Image:
     if cell is None:
         raise ValueError("the row is empty")
-    return Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
+    return open_picture(Path(cell["path"]) if cell["bytes"] is None else cell["bytes"])
 
 
 def options(query: str, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -767,7 +832,7 @@ def read_cache(cache: Path, recipe: Mapping[str, Any]) -> tuple[Tensor | None, T
         held = json.loads(str(arrays["description"]))
         images, labels = torch.from_numpy(arrays["images"]), arrays.get("labels")
         other = next((key for key in recipe if held[key] != recipe[key]), None)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{cache} is no cache of a teacher's samples; name another file") from error
     if other is not None:
         raise UserError(

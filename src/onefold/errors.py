@@ -5,14 +5,27 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_LETTERS = 2000  # of a sentence, which may quote what a file says
+
 
 class UserError(Exception):
     """A mistake in the input. The command line prints it without a traceback and exits with code 2."""
 
+    def __init__(self, sentence: object = "") -> None:
+        super().__init__(printable(str(sentence)))
+
+
+def printable(text: str) -> str:
+    """On one line, not longer than is read, and without control characters: terminals obey them, whoever wrote the file."""
+    if len(text) > MOST_LETTERS:
+        text = f"{text[: MOST_LETTERS // 2]} ... {text[-MOST_LETTERS // 2 :]}"
+    text = " ".join(text.splitlines())
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` when something close is known, otherwise what is known."""
-    known = sorted(known)
+    known, name = sorted(known), name[:100]  # the search takes long for what is long
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}"
 

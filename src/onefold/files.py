@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from onefold.errors import UserError, first_line
+
+MOST_BYTES = (
+    4 * 2**20
+)  # of facts, as JSON or YAML; a file of a few bytes an object becomes twenty times as much in memory
 
 
 @contextlib.contextmanager
@@ -103,9 +108,36 @@ def must_be_writable(folder: Path) -> None:
         raise UserError(f"no permission to write in {nearest}; choose another --out or change its permissions")
 
 
+def place_of(source: str | Path) -> Path:
+    """A path as a user writes it; what cannot be one is told as such."""
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{str(source)[:200]!r} cannot be a path ({why}); check its spelling") from None
+    return path
+
+
+def must_be_plain(path: Path, most: int | None = None) -> None:
+    """Of a pipe nothing may ever come, of a device there is no end, and not every file is to be held in memory."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is a folder, a pipe or a device, not a file")
+    if most is not None and found.st_size > most:
+        raise OSError(f"it has {found.st_size:,} bytes, more than the {most:,} that are read of such a file")
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """What is no such text is an OSError or a ValueError, for the caller to name."""
+    must_be_plain(path, most)
+    with path.open("rb") as file:
+        return file.read(most).decode()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON ({first_line(error)}); restore it") from None
     if not isinstance(values, dict):

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from onefold.errors import UserError, suggest
+from onefold.errors import UserError, first_line, suggest
 from onefold.process import ContinuousVP, DiscreteVP, Flow, Process, as_sigma
 
 Start = Literal["prior", "ve"]
@@ -128,15 +128,22 @@ class Grid:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Grid:
+    def from_dict(cls, values: Any) -> Grid:
+        if not isinstance(values, dict):
+            raise UserError(
+                f"a grid is a {type(values).__name__}, expected an object; restore the file it was read from"
+            )
         known = [field.name for field in fields(cls)]
         for key in values.keys() - set(known):
             raise UserError(f"a grid has no entry {key!r}{suggest(key, known)}")
         if "sigmas" not in values:
             raise UserError("a grid needs its 'sigmas'; the file it was read from is incomplete")
-        return cls(
-            **{**values, "sigmas": torch.tensor([float(level) for level in values["sigmas"]], dtype=torch.float64)}
-        )
+        try:
+            return cls(**{**values, **{key: READERS[key](value) for key, value in values.items() if key in READERS}})
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"a grid has values that no grid has ({first_line(error)}); restore the file it was read from"
+            ) from None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and self.to_dict() == other.to_dict()
@@ -442,8 +449,8 @@ def check_levels(sigmas: Tensor) -> None:
         )
 
 
-def check_choice(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
+def check_choice(what: str, value: Any, known: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in known:
         raise UserError(f"{what} is {value!r}{suggest(str(value), known)}")
 
 
@@ -455,6 +462,29 @@ def whole_number(what: str, value: Any) -> int:
     if number < 1 or isinstance(value, bool):
         raise UserError(f"{what} is {value!r}; it must be a whole number of 1 or more")
     return number
+
+
+def levels_of(values: Any) -> Tensor:
+    """From JSON, where inf is a word."""
+    if not isinstance(values, list | tuple | Tensor):
+        raise TypeError(f"{values!r} is no list of levels")
+    return torch.tensor([float(level) for level in values], dtype=torch.float64)
+
+
+def exponent_of(value: Any) -> float:
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"rho is {value!r}, expected a positive number")
+    return number
+
+
+# What a file says, as what a grid holds.
+READERS: dict[str, Callable[[Any], Any]] = {
+    "sigmas": levels_of,
+    "times": lambda values: None if values is None else levels_of(values),
+    "phi": lambda values: None if values is None else tuple(operator.index(step) for step in values),
+    "rho": exponent_of,
+}
 
 
 def with_table(process: Process) -> DiscreteVP:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from onefold.errors import UserError, first_line, suggest
+from onefold.files import read_text
 
 
 class Settings(BaseModel):
@@ -31,18 +32,39 @@ def build(kind: type[S], values: Mapping[str, Any]) -> S:
     try:
         return kind(**values)
     except ValidationError as error:  # a UserError raised by a validator passes through as it is
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "settings"
-        wish = first["msg"].replace("Input should", "it should")
-        raise UserError(f"setting {where}={first['input']!r} does not fit: {wish}") from None
+        raise UserError(first_mistake(error)) from None
+
+
+def first_mistake(error: ValidationError, what: str = "setting") -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or f"{what}s"
+    wish = first["msg"].replace("Input should", "it should")
+    return f"{what} {where}={first['input']!r} does not fit: {wish}"
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: ten lines of them stand for more than any memory holds, and settings need none."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported, write it out", None)
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values; a tag cannot name code. What YAML's own types make of a bad value breaks in many ways."""
+    try:
+        return yaml.load(text, PlainLoader)  # noqa: S506  (it is a SafeLoader)
+    except Exception as error:
+        raise ValueError(first_line(error)) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = parse_yaml(read_text(path))
     except FileNotFoundError:
         raise UserError(f"there is no settings file {str(path)!r}; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} is not readable as YAML ({first_line(error)}); mend or delete it") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
@@ -63,8 +85,8 @@ def parse_assignments(pairs: Sequence[str]) -> dict[str, Any]:
 def read_value(key: str, text: str) -> Any:
     plain = number(text)
     try:
-        return yaml.safe_load(text) if plain is None else plain
-    except yaml.YAMLError:
+        return parse_yaml(text) if plain is None else plain
+    except ValueError:
         raise UserError(
             f"the value of {key} is {text!r}, expected a number, a word or a [list]; close what is open"
         ) from None

@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import PIL.Image
 from PIL.Image import Image
 from torch import Tensor
 
 from onefold.card import PICTURE, page
+from onefold.data import open_picture
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.grids import Grid
@@ -131,7 +131,9 @@ class Student:
 
 
 def is_student(source: str | Path) -> bool:
-    path = Path(source).expanduser()
+    from onefold.files import place_of
+
+    path = place_of(source)
     return (path / RECIPE).is_file() or (path / "student" / RECIPE).is_file()
 
 
@@ -145,34 +147,36 @@ def load_student(
 ) -> Student:
     """A student folder, or the run folder that holds one. Where its network is your own, so is the `teacher` to be given: a
     Denoiser or `package.module:function`."""
-    from onefold.files import read_json
+    from onefold.files import place_of, read_json
     from onefold.teachers import load_teacher
     from onefold.teachers.own import WEIGHTS, load_own_student
 
-    path = Path(folder).expanduser()
+    path = place_of(folder)
     path = path / "student" if (path / "student").is_dir() else path
     if not (path / RECIPE).is_file():
         raise UserError(
             f"{folder} is no student: {RECIPE} is missing; give the run folder of `onefold distill` or its student/"
         )
     facts = read_json(path / RECIPE)
-    if facts.get("format") != FORMAT:
+    if facts.get("format") != FORMAT or isinstance(facts["format"], bool):
         raise UserError(
-            f"{path / RECIPE} has format {facts.get('format')}, this version reads {FORMAT}; use the version that wrote it"
+            f"{path / RECIPE} has format {facts.get('format')!r}, this version reads {FORMAT}; use the version that wrote it"
         )
+    from onefold.recipes import check_recipe
+
     recipe = {key: value for key, value in facts.items() if key not in ("format", "calls", "grid", "afs")}
+    grid, afs = check_recipe(facts, path / RECIPE)
     how: dict[str, Any] = {"device": device, "precision": precision, "tell": tell}
     own = (path / WEIGHTS).is_file()
     denoiser = load_own_student(path, teacher, **how) if own else load_teacher(path, **how)
     adapter = partial(shutil.copyfile, path / FILE) if (path / FILE).is_file() else None
-    grid, picture = Grid.from_dict(facts["grid"]), read_picture(path / PICTURE)
-    return Student(denoiser, grid, facts["afs"], recipe, picture, adapter)
+    return Student(denoiser, grid, afs, recipe, read_picture(path / PICTURE), adapter)
 
 
 def read_picture(path: Path) -> Image | None:
     """None where there is no picture, or a damaged one: a student is complete without it."""
     try:
-        with PIL.Image.open(path) as image:
+        with open_picture(path) as image:
             return image.copy()
-    except OSError:
+    except Exception:  # noqa: BLE001  (decoders raise nearly anything for a broken file)
         return None

@@ -20,6 +20,7 @@ from onefold.data import ImageData, load_data, to_float
 from onefold.denoiser import Denoiser
 from onefold.devices import choose_device
 from onefold.errors import UserError
+from onefold.files import place_of
 from onefold.metrics.fidelity import squared_errors
 from onefold.progress import Progress, Tell, silent
 from onefold.sampling import batches, chosen_labels
@@ -172,7 +173,7 @@ def open_images(source: str | Path | Denoiser | Student) -> ImageData | None:
     """None for a model: bundled, or a folder that holds one; and for a name that is nothing, which is told as a model's."""
     if isinstance(source, (Denoiser, Student)) or str(source) in bundled() or is_student(source):
         return None
-    folder = Path(source).expanduser()
+    folder = place_of(source)
     if any((folder / inside).exists() for inside in ("unet", "teacher", "onefold.json", "model_index.json")):
         return None
     plain = str(source).isidentifier() and str(source) != "digits"

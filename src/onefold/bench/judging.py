@@ -189,11 +189,12 @@ def refuse_unused(unused: Sequence[str | Path], extractors: Mapping[str, Extract
 
 def read_texts(prompts: Path, count: int, weights: Path | None, device: str) -> Tensor:
     """CLIP's features of the first lines of a file, one for each image."""
+    from onefold.conditions import read_texts as read_lines
     from onefold.metrics.extractors.clip import text_features
 
     if weights is None:
         raise UserError(f"--prompts {prompts} are read by CLIP; give its folder with --weights")
-    lines = [line.strip() for line in prompts.expanduser().read_text().splitlines() if line.strip()]
+    lines = list(read_lines(prompts))
     if len(lines) < count:
         raise UserError(f"{prompts} has {len(lines)} texts for {count} images; give one a line for each image")
     return text_features(weights, torch.device(device))(lines[:count])

@@ -18,10 +18,10 @@ METHODS: dict[str, tuple[str, str, str]] = {
 }
 
 
-def find(name: str) -> tuple[Any, Any]:
+def find(name: Any) -> tuple[Any, Any]:
     """(method, settings) of a name."""
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r}{suggest(name, METHODS)}")
+    if not isinstance(name, str) or name not in METHODS:
+        raise UserError(f"unknown method {name!r}{suggest(str(name), METHODS)}")
     module, method, settings = METHODS[name]
     loaded = import_module(module)
     return getattr(loaded, method), getattr(loaded, settings)

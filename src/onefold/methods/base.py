@@ -48,7 +48,7 @@ class DistillSettings(RunSettings):
     preset: str | None = Field(
         None, description="published settings under this name; what is given besides comes first"
     )
-    calls: int = Field(4, ge=1, description="network calls of the student")
+    calls: int = Field(4, ge=1, le=10_000, description="network calls of the student")
     prompts: str | None = Field(
         None, description="for models of texts: a file with one a line, of which a tenth is kept to look at"
     )
@@ -73,7 +73,7 @@ class DistillSettings(RunSettings):
         name = values.get("preset")
         if name is None:
             return values
-        if name not in cls.presets:
+        if not isinstance(name, str) or name not in cls.presets:
             raise UserError(f"unknown preset {name!r}{suggest(str(name), cls.presets)}")
         return {**cls.presets[name], **values}
 

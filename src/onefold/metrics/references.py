@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from onefold.data import ImageData, load_data, to_float
+from onefold.data import ImageData, load_data, npz_keys, read_npz, to_float
 from onefold.errors import UserError
+from onefold.files import place_of
 from onefold.metrics.extractors import Extractor
 from onefold.metrics.statistics import Moments, Statistics, load_statistics
 from onefold.progress import Progress, silent
@@ -29,17 +28,14 @@ def maker_of(source: str | Path) -> str:
     """The extractor whose statistics a file holds; "" for images and files that do not say."""
     if not is_statistics(source):
         return ""
-    with np.load(Path(source).expanduser(), allow_pickle=False) as file:
-        return str(file["extractor"]) if "extractor" in file.files else ""
+    path = place_of(source)
+    return str(read_npz(str(source), path, {"extractor"}).get("extractor", "")) if "extractor" in npz_keys(path) else ""
 
 
 def is_statistics(source: str | Path) -> bool:
     """An .npz with `mu`, as the field writes them; an .npz of images has none."""
-    path = Path(source).expanduser()
-    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return "mu.npy" in archive.namelist()
+    path = place_of(source)
+    return path.suffix == ".npz" and "mu" in npz_keys(path)
 
 
 def load_reference(
@@ -60,7 +56,7 @@ def load_reference(
                 f"{source} has images of {shape_text(data.shape)}, what is measured makes {shape_text(shape)}; scale the reference first"
             )
         return make_reference(data, extractor, held_out, batch_size, progress)
-    found = load_statistics(Path(source).expanduser())
+    found = load_statistics(place_of(source))
     check_maker(found, extractor, str(source))
     return found
 

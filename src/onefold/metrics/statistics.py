@@ -19,7 +19,7 @@ from torch import Tensor
 
 from onefold.data import read_npz
 from onefold.errors import UserError
-from onefold.files import atomic_file
+from onefold.files import atomic_file, place_of
 
 KEYS = ("mu", "sigma", "count", "extractor", "provenance", "features")
 # Of the largest variance: what rounding in single precision may do to a covariance, and no more.
@@ -60,7 +60,7 @@ def half_precision(features: Tensor) -> Tensor:
 
 def load_statistics(path: str | Path) -> Statistics:
     """Ours, or any `.npz` with `mu` and `sigma`; what could not be used later is refused here."""
-    source, place = str(path), Path(path).expanduser()
+    source, place = str(path), place_of(path)
     if not place.is_file():
         raise UserError(
             f"there are no statistics {source!r}, expected an .npz file with 'mu' and 'sigma'; mend the path"
@@ -83,7 +83,7 @@ def load_statistics(path: str | Path) -> Statistics:
     return Statistics(
         mean=torch.from_numpy(numbers["mu"].astype(np.float64)),
         covariance=as_covariance(torch.from_numpy(numbers["sigma"].astype(np.float64)), source),
-        count=int(numeric(arrays["count"], "count", source).sum()) if "count" in arrays else 0,
+        count=read_count(arrays, source),
         extractor=str(arrays.get("extractor", "")),
         provenance=read_provenance(arrays, source),
         features=None if features is None else torch.from_numpy(features.astype(np.float32)),
@@ -120,10 +120,19 @@ def as_covariance(matrix: Tensor, source: str) -> Tensor:
     return symmetric
 
 
+def read_count(arrays: Mapping[str, NDArray[Any]], source: str) -> int:
+    count = numeric(arrays["count"], "count", source) if "count" in arrays else np.zeros(1)
+    if count.size != 1 or count.min() < 0:
+        raise UserError(
+            f"'count' of {source} is {count.tolist()}, expected how many images there were; remove it or compute it again"
+        )
+    return int(count.sum())
+
+
 def read_provenance(arrays: Mapping[str, NDArray[Any]], source: str) -> dict[str, Any]:
     try:
         return dict(json.loads(str(arrays.get("provenance", "{}"))))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"'provenance' of {source} is no JSON object; remove it or compute it again") from error
 
 

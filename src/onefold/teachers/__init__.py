@@ -64,9 +64,10 @@ def read_file(path: Path) -> Denoiser:
 
 def find(source: str | Path, tell: Tell) -> Path:
     """Where a model lies; one of the hub is fetched."""
+    from onefold.files import place_of
     from onefold.teachers.hub import fetch, looks_like_hub
 
-    folder = ASSETS / source if str(source) in bundled() else Path(source).expanduser()
+    folder = ASSETS / source if str(source) in bundled() else place_of(source)
     if (folder / "teacher").is_dir():  # a run folder
         folder = folder / "teacher"
     if not str(source) or not folder.exists():
@@ -75,7 +76,7 @@ def find(source: str | Path, tell: Tell) -> Path:
         raise UserError(
             f"unknown teacher {str(source)!r}: neither bundled nor a folder{suggest(str(source), bundled())}"
         )
-    runs = [] if folder.is_file() or (folder / "unet").is_dir() else runs_inside(folder)
+    runs = [] if not folder.is_dir() or (folder / "unet").is_dir() else runs_inside(folder)
     if runs:
         raise UserError(f"{source} holds runs, not a model; give one of them: {', '.join(map(str, runs[:5]))}")
     return folder

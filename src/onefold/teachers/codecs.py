@@ -46,7 +46,7 @@ def scales(parts: Parts, part: str, config: Mapping[str, Any], channels: int, ce
     try:
         table = torch.tensor([mean, deviation], dtype=torch.float64).reshape(2, channels, 1, 1)
         factor = torch.tensor(config["scaling_factor"], dtype=torch.float64) / table[1]
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UserError(f"{parts.home / part} has scales that no VAE has ({error}); restore its config.json") from None
     if not bool((torch.isfinite(factor) & (factor > 0)).all()):
         raise UserError(

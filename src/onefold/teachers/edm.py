@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onefold.conditions import Conditions
 from onefold.denoiser import Denoiser
-from onefold.errors import UserError, first_line
+from onefold.errors import UserError
 from onefold.files import atomic_folder, read_json, sha256
 from onefold.networks.edm import EDMNetwork, build_edm
 from onefold.teachers.edm_process import Preconditioning, preconditioning
 from onefold.teachers.edm_records import read_records
+from onefold.teachers.folders import name_of
 from onefold.teachers.pickled_tensors import opened
+from onefold.weights import must_be_finite, read_tensors
 
 FORMAT = 1
 CARD, WEIGHTS = "edm.json", "edm.safetensors"
@@ -129,14 +130,11 @@ def load_edm_folder(folder: str | Path) -> Denoiser:
         raise UserError(
             f"{weights} is missing or does not match its checksum; the folder is damaged or was edited, restore it"
         )
-    try:
-        tensors = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{weights} does not load ({first_line(error)}); restore it") from None
+    tensors, _ = read_tensors(weights)
     with naming(folder):
         wrapped = preconditioning(*named(card, "preconditioning"))
         network = fill(empty(*named(card, "network")), tensors, lambda tensor: tensor)
-        denoiser = edm_denoiser(network, wrapped, str(card.get("name", folder.name)))
+        denoiser = edm_denoiser(network, wrapped, name_of(card, folder))
     denoiser.card, denoiser.home = {**card, **denoiser.card}, folder
     denoiser.form = EDMForm(denoiser.card)
     return denoiser
@@ -176,7 +174,9 @@ def fill(network: EDMNetwork, tensors: Mapping[str, Any], load: Callable[[Any], 
             f"the tensors do not fit the description of the network: {name} has shape {found.get(name)}, expected {wanted.get(name)}, "
             f"and is one of {len({name for name, _ in off})} such tensors; get an undamaged copy"
         )
-    network.load_state_dict({name: as_float(load(tensors[name])) for name in wanted}, assign=True)
+    loaded = {name: as_float(load(tensors[name])) for name in wanted}
+    must_be_finite(loaded)
+    network.load_state_dict(loaded, assign=True)
     return network
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from onefold.conditions import Prompts
 from onefold.errors import UserError, first_line
 from onefold.networks.transformers import import_class, quiet
 from onefold.networks.unet import import_diffusers
-from onefold.teachers.parts import Parts, weights_of
+from onefold.teachers.fitting import must_fit
+from onefold.teachers.parts import Parts, must_be_whole, weights_of
+from onefold.weights import must_be_finite, shapes
 
 TEXT, ADDED = "encoder_hidden_states", ("text_embeds", "time_ids")  # the networks' own names
 ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+VOCABULARIES = ("vocab.json", "tokenizer.json")
 AT_ONCE = 32  # texts
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -43,9 +46,19 @@ def encode_texts(parts: Parts, size: Sequence[int] | None, texts: tuple[str, ...
 @torch.no_grad()
 def encode(pipe: Any, texts: Sequence[str], device: torch.device, *, guided: bool) -> tuple[Tensor, ...]:
     """The pipeline's own reading: what is told, then what stands for no text, then the same of the pooled texts if any."""
-    found: tuple[Tensor, ...] = pipe.encode_prompt(
-        prompt=list(texts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=guided
-    )
+    try:
+        found: tuple[Tensor, ...] = pipe.encode_prompt(
+            prompt=list(texts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=guided
+        )
+    except (
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # words that the encoder has no row for, and the like
+        raise UserError(
+            f"the tokenizer and the text encoder do not belong together ({first_line(error)}); restore both"
+        ) from error
     return found
 
 
@@ -56,12 +69,22 @@ def read_pipeline(parts: Parts, device: torch.device, encoders: Sequence[str]) -
         tokenizer = encoder.replace("text_encoder", "tokenizer")
         made[tokenizer] = load_tokenizer(parts, tokenizer)
         made[encoder] = load_encoder(parts, encoder).to(device)
+        check_length(parts.home / tokenizer, made[tokenizer], made[encoder].config.max_position_embeddings)
     kind = str(parts.index["_class_name"])
     if kind == "StableDiffusionPipeline":
         made |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     else:
         made |= {"add_watermarker": False, "force_zeros_for_empty_prompt": zeros_for_nothing(parts)}
     return getattr(import_diffusers(), kind)(**made), kept_type(parts, encoders[0])
+
+
+def check_length(folder: Path, tokenizer: Any, most: int) -> None:
+    """Every text is filled up to this length."""
+    length = tokenizer.model_max_length
+    if not isinstance(length, int) or not 1 <= length <= most:
+        raise UserError(
+            f"{folder} makes texts of {length!r} tokens and the encoder reads up to {most}; restore its tokenizer_config.json"
+        )
 
 
 def zeros_for_nothing(parts: Parts) -> bool:
@@ -75,6 +98,10 @@ def zeros_for_nothing(parts: Parts) -> bool:
 
 def load_tokenizer(parts: Parts, part: str) -> Any:
     folder, kind = parts.folder(part), import_class(f"{parts.home}", "CLIPTokenizer")
+    if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make one without words
+        raise UserError(
+            f"{folder} holds no CLIP tokenizer that loads: {' or '.join(VOCABULARIES)} is missing; restore it"
+        )
     try:
         with quiet():
             return kind.from_pretrained(folder, local_files_only=True)
@@ -90,8 +117,12 @@ def load_encoder(parts: Parts, part: str) -> Any:
         raise UserError(
             f"{folder} is a {named}, expected {kind} of transformers; give a pipeline that reads texts with CLIP"
         )
-    variant = weights_of(folder, "model")[1]
-    made = import_class(f"{parts.home}", kind)
+    if (folder / "adapter_config.json").exists():  # transformers would follow it to another model
+        raise UserError(f"{folder} holds an adapter; merge it into the encoder and save that")
+    files, variant = weights_of(folder, "model")
+    made, config = import_class(f"{parts.home}", kind), parts.config(part)
+    must_be_whole(config, folder)
+    must_fit(lambda: made(made.config_class.from_dict(config)), shapes(files), kind, folder)
     try:
         with quiet():
             encoder, told = made.from_pretrained(
@@ -106,11 +137,11 @@ def load_encoder(parts: Parts, part: str) -> Any:
         raise UserError(f"{folder} does not load as a {kind} ({first_line(error)}); restore it") from error
     if told["missing_keys"]:
         raise UserError(f"{folder} lacks weights of a {kind}, such as {min(told['missing_keys'])}; restore it")
+    must_be_finite(encoder.state_dict(), folder)
     return encoder.eval().requires_grad_(False)
 
 
 def kept_type(parts: Parts, part: str) -> torch.dtype:
     """Half precision where the weights are in it: a table of prompts is large."""
-    with safe_open(weights_of(parts.folder(part), "model")[0][0], "pt") as file:
-        first = next(iter(file.keys()))
-        return HALVES.get(file.get_slice(first).get_dtype(), torch.float32)
+    held = shapes(weights_of(parts.folder(part), "model")[0]).values()
+    return HALVES.get(next(iter(held)).dtype, torch.float32)

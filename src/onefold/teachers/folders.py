@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -25,13 +26,14 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "StableDiffusionPipeline": ("texts", "unet"),
     "StableDiffusionXLPipeline": ("texts", "unet"),
 }
+MOST_LETTERS = 255  # of a name, as of a folder's
 EDM_CARD = "edm.json"  # of what was an EDM checkpoint
 Load = Callable[[Parts, Mapping[str, Any]], Denoiser]
 
 
 def load_folder(folder: Path) -> Denoiser:
     """A teacher from a folder as diffusers saves it, from a student's, or from a converted EDM checkpoint."""
-    card = read_json(folder / CARD) if (folder / CARD).exists() else {}
+    card = read_json(folder / CARD) if os.path.lexists(folder / CARD) else {}
     if "exported" in card:
         raise UserError(
             f"{folder} was exported for plain diffusers, its network's time is changed; give the folder it was exported from"
@@ -45,7 +47,7 @@ def load_folder(folder: Path) -> Denoiser:
         raise UserError(
             f"the weights in {folder} do not match their checksum; the folder is damaged or was edited, restore it"
         )
-    teacher.name, teacher.home, teacher.form = str(card.get("name", folder.name)), folder, parts
+    teacher.name, teacher.home, teacher.form = name_of(card, folder), folder, parts
     teacher.card = {**card, "index": dict(parts.index), "sha256": weights}
     return teacher
 
@@ -55,8 +57,18 @@ def load_edm(folder: Path, card: Mapping[str, Any]) -> Denoiser:
     from onefold.teachers.edm import load_edm_folder
 
     teacher = load_edm_folder(folder)
-    teacher.name = str(card.get("name", teacher.name))
+    teacher.name = name_of(card, folder, teacher.name)
     return teacher
+
+
+def name_of(card: Mapping[str, Any], folder: Path, usual: str | None = None) -> str:
+    """It stands in tables and file names."""
+    name = card.get("name", folder.name if usual is None else usual)
+    if not isinstance(name, str) or len(name) > MOST_LETTERS or not name.isprintable():
+        raise UserError(
+            f"{folder} calls itself {name!r}; expected a name of up to {MOST_LETTERS} letters, restore {CARD}"
+        )
+    return name
 
 
 def family_of(folder: Path, card: Mapping[str, Any]) -> tuple[Parts, Load]:

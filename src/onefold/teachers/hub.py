@@ -8,11 +8,10 @@ from pathlib import Path, PurePosixPath
 
 from onefold.errors import UserError, first_line
 from onefold.progress import Tell
-from onefold.teachers.parts import CARD, INDEX, LEFT_OUT
+from onefold.teachers.parts import CARD, INDEX, LEFT_OUT, READ
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # org/model, or org/model@revision
 FACTS = {INDEX, CARD, "student.json", "samples.png", "edm.json", "edm.safetensors", "reference.npz"}
-READ = {".json", ".txt", ".model"}  # configs and vocabularies
 WEIGHTS = ".safetensors"
 
 

@@ -6,6 +6,7 @@ Only classes that a family names are made, only safetensors are read, and nothin
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import re
 import shutil
@@ -17,12 +18,16 @@ from typing import Any
 from torch import nn
 
 from onefold.errors import UserError, first_line
-from onefold.files import read_json, sha256
+from onefold.files import must_be_plain, read_json, sha256
 from onefold.networks.unet import import_diffusers
+from onefold.teachers.fitting import must_fit
+from onefold.weights import must_be_finite, shapes
 
 INDEX = "model_index.json"
 STEM = "diffusion_pytorch_model"
 CARD = "onefold.json"  # what diffusers has no place for
+READ = {".json", ".txt", ".model"}  # configs and vocabularies
+MOST_BYTES = 64 * 2**20  # of one of these
 LEFT_OUT = {"safety_checker", "feature_extractor", "image_encoder"}  # that no adapter asks
 
 
@@ -41,18 +46,25 @@ class Parts:
             raise UserError(
                 f"{self.home} is not complete: {part}/ is missing; download it again, or save it again with save_pretrained"
             )
+        for path in folder.iterdir():
+            must_be_readable(path)
         return folder
 
     def load(self, part: str, *kinds: str) -> nn.Module:
         """A network of diffusers, if the part is one of these kinds."""
-        folder, kind = self.folder(part), self.config(part).get("_class_name")
+        folder, config = self.folder(part), self.config(part)
+        kind = config.get("_class_name")
         if kind not in kinds:
             raise UserError(
                 f"{folder} holds a {kind}; expected {' or '.join(kinds)} in a {self.index.get('_class_name')}"
             )
-        variant = weights_of(folder)[1]
+        must_be_whole(config, folder)
+        made = getattr(import_diffusers(), str(kind))
+        must_be_typed(config, made, folder)
+        files, variant = weights_of(folder)
+        must_fit(lambda: made.from_config(config), shapes(files), str(kind), folder)
         try:
-            loaded, told = getattr(import_diffusers(), str(kind)).from_pretrained(
+            loaded, told = made.from_pretrained(
                 folder, use_safetensors=True, variant=variant, local_files_only=True, output_loading_info=True
             )
         except UserError:
@@ -61,6 +73,11 @@ class Parts:
             raise UserError(f"{folder} does not load as a {kind} ({first_line(error)}); restore it") from error
         if told["missing_keys"]:  # they would be drawn at random
             raise UserError(f"{folder} lacks weights of a {kind}, such as {min(told['missing_keys'])}; restore it")
+        if told["unexpected_keys"]:  # what it would be is another network than its weights were learnt for
+            raise UserError(
+                f"{folder} holds weights that its config.json has no place for, such as {min(told['unexpected_keys'])}; restore it"
+            )
+        must_be_finite(loaded.state_dict(), folder)
         network: nn.Module = loaded.float().eval().requires_grad_(False)
         return network
 
@@ -75,7 +92,7 @@ class Parts:
         Without an index: a stock pipeline would load it and sample it on a grid that is not its own.
         """
         self.link_frozen(draft)
-        shutil.copytree(self.folder("scheduler"), draft / "scheduler", copy_function=link)
+        link_files(self.folder("scheduler"), draft / "scheduler")
         saved: Any = network
         saved.save_pretrained(draft / self.network)
         return fingerprint(draft / self.network)
@@ -85,7 +102,7 @@ class Parts:
         named = {name for name, kind in self.index.items() if isinstance(kind, list)}
         for name in sorted(named - LEFT_OUT - {self.network, "scheduler"}):
             if (self.home / name).is_dir():
-                shutil.copytree(self.home / name, draft / name, copy_function=link)
+                link_files(self.folder(name), draft / name)
                 without_variant(draft / name)
 
 
@@ -98,12 +115,48 @@ def without_variant(folder: Path) -> None:
             path.rename(plain)
 
 
-def link(source: str, target: str) -> None:
+def link_files(source: Path, target: Path) -> None:
+    """What belongs to a part, and nothing that merely lies or is linked beside it."""
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.suffix in {*READ, ".safetensors"} and path.is_file():
+            link(path, target / path.name)
+
+
+def link(source: Path, target: Path) -> None:
     """A second name of the same file, or a copy where there can be none."""
     try:
-        os.link(Path(source).resolve(), target)
+        os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def must_be_readable(path: Path) -> None:
+    """By libraries that look at what lies in a folder themselves."""
+    try:
+        if not path.is_dir():
+            must_be_plain(path, MOST_BYTES if path.suffix in READ else None)
+    except FileNotFoundError:
+        return  # a link to nothing; whoever needs it says what is missing
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}); restore or remove it") from None
+
+
+def must_be_typed(config: Mapping[str, Any], kind: Any, folder: Path) -> None:
+    """Words where numbers are meant would be noticed at the first image, or never: "false" is true."""
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+        usual, value = parameter.default, config.get(name)
+        fits = isinstance(value, bool) if isinstance(usual, bool) else not isinstance(value, str | dict)
+        if value is not None and isinstance(usual, bool | int | float) and not fits:
+            raise UserError(
+                f"{folder} names {name} {value!r}, expected something like {usual!r}; restore its config.json"
+            )
+
+
+def must_be_whole(config: Mapping[str, Any], folder: Path) -> None:
+    """Quantised weights are read by other libraries, and cannot be trained."""
+    if config.get("quantization_config") is not None:
+        raise UserError(f"{folder} holds quantised weights; give the model with its full weights")
 
 
 def weights_of(folder: Path, stem: str = STEM) -> tuple[list[Path], str | None]:
@@ -147,9 +200,10 @@ def fingerprint(folder: Path) -> str:
 
 def read_index(home: Path, card: Mapping[str, Any]) -> dict[str, Any]:
     """As the folder, or the card of a student, tells it. Folders without one hold a pixel U-Net."""
-    if (home / INDEX).is_file():
-        return read_json(home / INDEX)
-    index = card.get("index", {})
+    index = read_json(home / INDEX) if os.path.lexists(home / INDEX) else card.get("index", {})
     if not isinstance(index, dict):
         raise UserError(f"the index of {home} is a {type(index).__name__}, expected an object; restore onefold.json")
+    outside = [name for name, kind in index.items() if isinstance(kind, list) and not re.fullmatch(r"\w+", name)]
+    if outside:  # a student's folder has its parts by these names
+        raise UserError(f"the index of {home} names a part {outside[0]!r}, expected plain names; restore it")
     return index

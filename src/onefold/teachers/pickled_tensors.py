@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from onefold.errors import UserError, first_line
+from onefold.files import must_be_plain
 from onefold.teachers.pickles import (
     MOST_OPERATIONS,
     NUMBER_TYPE,
@@ -116,6 +117,7 @@ def read_into(handle: int, memory: memoryview, start: int) -> None:
 def opened(path: Path) -> Iterator[Checkpoint]:
     """Reads a checkpoint; whatever is wrong with it becomes one sentence."""
     try:
+        must_be_plain(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             allowance = Allowance(MOST_OPERATIONS, size)

@@ -15,6 +15,7 @@ from onefold.process import EDM, DiscreteVP, Flow, Prediction, Process, beta_tab
 DIFFUSERS_NAMES: dict[Prediction, str] = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 OUR_NAMES = {theirs: ours for ours, theirs in DIFFUSERS_NAMES.items()}
 MOST_STEPS = 100_000  # of a table
+LEAST, MOST = 1e-12, 1e6  # of a number that is no list: what single precision can calculate with
 
 
 def read_scheduler(folder: Path) -> tuple[Process, Prediction]:
@@ -23,6 +24,8 @@ def read_scheduler(folder: Path) -> tuple[Process, Prediction]:
     config = read_json(path)
     try:
         return process_of(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UserError(
             f"{path} has values that no scheduler has ({error}); restore it from where the model came"
@@ -35,9 +38,9 @@ def process_of(config: Mapping[str, Any]) -> tuple[Process, Prediction]:
         kind in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
         and {"sigma_min", "sigma_max", "sigma_data"} <= config.keys()
     ):
-        return EDM(*(positive(config, name) for name in ("sigma_min", "sigma_max", "sigma_data"))), "edm"
+        return EDM(*sigmas_of(config)), "edm"
     if kind == "CMStochasticIterativeScheduler" and {"sigma_min", "sigma_max", "sigma_data"} <= config.keys():
-        low, *others = (positive(config, name) for name in ("sigma_min", "sigma_max", "sigma_data"))
+        low, *others = sigmas_of(config)
         return EDM(low, *others, floor=low, time_scale=1000.0), "edm"
     if kind == "FlowMatchEulerDiscreteScheduler" and "num_train_timesteps" in config:
         return Flow(positive(config, "num_train_timesteps")), "flow"
@@ -51,12 +54,24 @@ def process_of(config: Mapping[str, Any]) -> tuple[Process, Prediction]:
     return DiscreteVP(alphas_cumprod(config)), OUR_NAMES[kind]
 
 
+def sigmas_of(config: Mapping[str, Any]) -> tuple[float, float, float]:
+    low, high, data = (positive(config, name) for name in ("sigma_min", "sigma_max", "sigma_data"))
+    if low >= high:
+        raise ValueError(f"sigma_min is {low:g}, expected less than sigma_max, {high:g}")
+    return low, high, data
+
+
 def alphas_cumprod(config: Mapping[str, Any]) -> torch.Tensor:
     betas = config.get("trained_betas")
     if betas is None:
         ends = {"start": positive(config, "beta_start"), "end": positive(config, "beta_end")}
         betas = beta_table(str(config["beta_schedule"]), steps_of(config), **ends)
-    table = (1 - torch.as_tensor(betas, dtype=torch.float64)).cumprod(0)
+    given = torch.as_tensor(betas, dtype=torch.float64)
+    if given.ndim != 1 or not 1 <= len(given) <= MOST_STEPS:
+        raise ValueError(
+            f"trained_betas has the shape {tuple(given.shape)}, expected a list of up to {MOST_STEPS:,} numbers"
+        )
+    table = (1 - given).cumprod(0)
     rescaled = config.get("rescale_betas_zero_snr", False)
     if not isinstance(rescaled, bool):
         raise ValueError(f"rescale_betas_zero_snr is {rescaled!r}, expected true or false")
@@ -72,6 +87,6 @@ def steps_of(config: Mapping[str, Any]) -> int:
 
 def positive(config: Mapping[str, Any], name: str) -> float:
     value = config[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} is {value!r}, expected a positive number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST <= value <= MOST:
+        raise ValueError(f"{name} is {value!r}, expected a positive number up to {MOST:g}")
     return float(value)

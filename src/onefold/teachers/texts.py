@@ -14,11 +14,13 @@ from onefold.errors import UserError
 from onefold.teachers.codecs import load_codec
 from onefold.teachers.encoders import ADDED, TEXT, encode_texts
 from onefold.teachers.parts import Parts
-from onefold.teachers.pixels import state_shape
+from onefold.teachers.pixels import state_shape, whole
 from onefold.teachers.schedulers import read_scheduler
 
 # what networks are told beside text, class or size; nobody here would tell them
 UNKNOWN = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim", "time_cond_proj_dim")
+
+NAMED = ("cross_attention_dim", "projection_class_embeddings_input_dim", "addition_time_embed_dim")
 
 
 def load(parts: Parts, card: Mapping[str, Any]) -> Denoiser:  # noqa: ARG001  (its index tells all)
@@ -33,7 +35,7 @@ def load(parts: Parts, card: Mapping[str, Any]) -> Denoiser:  # noqa: ARG001  (i
         process,
         prediction=prediction,
         shape=shape,
-        call=partial(call_unet, widths=widths(network.config, large)),
+        call=partial(call_unet, widths=widths(parts, network.config, large)),
     )
     codec = load_codec(parts, "vae", shape, "AutoencoderKL", centred=large)
     return teacher.replace(codec=codec, encode_texts=partial(encode_texts, parts, codec.shape[1:] if large else None))
@@ -49,12 +51,16 @@ def check_told(parts: Parts, config: Mapping[str, Any], added: str | None) -> No
             )
 
 
-def widths(config: Mapping[str, Any], large: bool) -> dict[str, int]:
+def widths(parts: Parts, config: Mapping[str, Any], large: bool) -> dict[str, int]:
     """Numbers a row, or a token, of each condition."""
+    names = NAMED[: 3 if large else 1]
+    found = [value for name in names if (value := whole(parts, config, name)) is not None]
+    if len(found) < len(names):
+        raise UserError(f"{parts.home / 'unet'} does not name all of {', '.join(names)}; restore its config.json")
     if not large:
-        return {TEXT: config["cross_attention_dim"]}
-    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-    return dict(zip((TEXT, *ADDED), (config["cross_attention_dim"], pooled, 6), strict=True))
+        return {TEXT: found[0]}
+    text, joined, width = found
+    return dict(zip((TEXT, *ADDED), (text, joined - 6 * width, 6), strict=True))
 
 
 def call_unet(network: Any, z: Tensor, time: Tensor, cond: Conditions, *, widths: Mapping[str, int]) -> Tensor:

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 
 from onefold.errors import UserError
 
+MOST = 1e12  # of any unit
 IMAGES = {"": 1, "k": 1_000, "M": 1_000_000}
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -25,7 +26,7 @@ class Budget:
     def parse(cls, text: str | int) -> Budget:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]?)\s*", str(text))
         number, unit = (float(match[1]), match[2]) if match else (0.0, "?")
-        if number <= 0 or unit not in IMAGES | SECONDS:
+        if not 0 < number < MOST or unit not in IMAGES | SECONDS:
             raise UserError(
                 f"budget {str(text)!r} is not understood; write images as 200k or 1.5M, time as 30s, 5m or 2h"
             )

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from onefold.errors import UserError, first_line
-from onefold.files import atomic_folder, sha256
+from onefold.files import atomic_folder, must_be_plain, read_text, sha256
+from onefold.weights import Damaged, read_tensors
 
 FORMAT = 1
 KEPT = 2  # so that a damaged one has a forerunner
 TENSORS, FACTS = "state.safetensors", "state.json"
+MOST_BYTES = 64 * 2**20  # of the facts
 
 
 class Checkpoints:
@@ -45,9 +46,8 @@ class Checkpoints:
     def identity(self) -> dict[str, Any]:
         """What the newest checkpoint whose facts are whole belongs to; nothing where there is none."""
         for path in self.all():
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                identity: dict[str, Any] = read_facts(path)["identity"]
-                return identity
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                return dict(read_facts(path)["identity"])
         return {}
 
     def write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ class Checkpoints:
         for path in found:
             try:
                 content = read(path)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, Damaged) as error:
                 tell(f"checkpoint {path} is damaged ({first_line(error)}); falling back to the one before it")
                 damaged.append(path)
                 continue
@@ -97,11 +97,14 @@ def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    envelope = json.loads((path / FACTS).read_text())
+    envelope = json.loads(read_text(path / FACTS, MOST_BYTES))
     text = envelope["facts"]
     if hashlib.sha256(text.encode()).hexdigest() != envelope["sha256"]:
         raise ValueError(f"{FACTS} does not match its checksum")
     facts: dict[str, Any] = json.loads(text)
+    for name, kind in (("step", int), ("journal_bytes", int), ("identity", dict)):
+        if name in facts and type(facts[name]) is not kind:
+            raise TypeError(f"{FACTS} says {name} {facts[name]!r}")
     if facts["format"] != FORMAT:
         raise UserError(
             f"checkpoint {path} has format {facts['format']}, this version reads {FORMAT}; use the version that wrote it"
@@ -111,9 +114,10 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     facts = read_facts(path)
+    must_be_plain(path / TENSORS)
     if sha256(path / TENSORS) != facts["sha256"]:
         raise ValueError(f"{TENSORS} does not match its checksum")
-    return load_file(path / TENSORS), facts
+    return read_tensors(path / TENSORS)[0], facts
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from onefold import seeds
-from onefold.errors import UserError
+from onefold.errors import UserError, first_line
 from onefold.pictures import save_png
 from onefold.progress import Progress, Tell, silent
 from onefold.training.budget import Budget
@@ -380,7 +380,17 @@ class Engine:
         found = self.read_checkpoint()
         if found is None:
             return
-        tensors, facts = found
+        try:
+            self.restore(*found)
+        except torch.OutOfMemoryError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(
+                f"the checkpoint in {self.folder.path} does not fit this run ({first_line(error)}); restore a copy, or delete "
+                "checkpoints/ to start again"
+            ) from error
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         for key, value in self.identity.items():
             if facts["identity"].get(key) != value:
                 raise UserError(
