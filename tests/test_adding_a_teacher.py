@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import onefold
+from onefold.cli import main
 from onefold.errors import UserError
 from onefold.student import load_student
 from onefold.teachers import load_teacher
@@ -46,6 +47,28 @@ def test_its_function_is_a_teacher_and_has_students(here: Path) -> None:
     assert torch.equal(again.sample(3), student.sample(3))
     with pytest.raises(UserError, match="is no network of diffusers"):
         student.export("out")
+    assert "Ship it" not in done.stdout and "--teacher mine:teacher" in done.stdout
+    assert 'teacher="package.module:function"' in Path("runs/mine2/student/README.md").read_text()
+    for words in (
+        ["sample", "runs/mine2", "--teacher", "mine:teacher", "--count", "2"],
+        ["evaluate", "runs/mine2", "--teacher", "mine:teacher", "--count", "4", "--metrics", "rmse"],
+        [
+            "compare",
+            "mine:teacher",
+            "runs/mine2",
+            "--count",
+            "4",
+            "--calls",
+            "2",
+            "--solvers",
+            "euler",
+            "--grids",
+            "auto",
+        ],
+    ):
+        assert main([*words, "--device", "cpu"]) == 0
+    with pytest.raises(UserError, match="holds weights of a network of your own"):
+        load_teacher("runs/mine2", device="cpu")
 
 
 def test_a_denoiser_without_a_folder_has_students_too(here: Path) -> None:

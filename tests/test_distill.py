@@ -225,7 +225,7 @@ def test_guidance_is_folded_in_and_judged_by_what_it_folds_in() -> None:
     assert torch.equal(guided.teacher_at_its_best(), expected)
     spoiled = method_of(teacher.replace(guidance=3.0))
     assert spoiled.student.guidance == spoiled.target.guidance == 1
-    with pytest.raises(UserError, match="guidance is 3, but .* knows no images without a class"):
+    with pytest.raises(UserError, match="guidance is 3, but .* knows no images without a condition"):
         method_of(teacher.replace(null={}), guidance=3.0)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors.torch import save_file
@@ -46,18 +46,16 @@ class Prompts:
     def rows(self, numbers: Tensor) -> dict[str, Tensor]:
         return {key: rows[numbers] for key, rows in self.table.items()}
 
-    def part(self, rows: range) -> Prompts:
+    def part(self, rows: Sequence[int]) -> Prompts:
         """These texts alone."""
-        place = slice(rows.start, rows.stop)
-        return replace(self, texts=self.texts[place], table={key: table[place] for key, table in self.table.items()})
+        texts = tuple(self.texts[row] for row in rows)
+        return replace(self, texts=texts, table=self.rows(torch.tensor(rows)))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the texts, and of what the encoder makes of no text: another encoder makes something else."""
-        digest = hashlib.sha256(json.dumps(self.texts).encode())
-        for _, row in sorted(self.nothing.items()):
-            digest.update(row.float().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        """Of the texts and what is told of each. Not of its values: devices round them differently."""
+        shapes = {key: list(row.shape) for key, row in sorted(self.nothing.items())}
+        return hashlib.sha256(json.dumps([self.texts, shapes]).encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Encoded once and for all: `prompts=` takes this file as it takes a file of texts."""
@@ -133,7 +131,10 @@ def stand_in(value: Tensor, nothing: int | Tensor) -> Tensor:
     return torch.full_like(value, nothing) if isinstance(nothing, int) else nothing.to(value).expand_as(value)
 
 
-def texts_of(source: str | Path) -> tuple[str, ...]:
-    """Of a file with one a line, or of encoded prompts."""
-    path = Path(source).expanduser()
-    return load_prompts(path).texts if path.suffix == ".safetensors" else read_texts(path)
+def texts_of(source: str | Path | Sequence[str]) -> tuple[str, ...]:
+    """Of a list, a file with one a line, or encoded prompts."""
+    return load_prompts(Path(source)).texts if is_encoded(source) else read_texts(source)
+
+
+def is_encoded(source: object) -> TypeGuard[str | Path]:
+    return isinstance(source, (str, Path)) and Path(source).suffix == ".safetensors"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from onefold.codec import Codec
-from onefold.conditions import Conditions, Prompts, load_prompts, read_texts, stand_in
+from onefold.conditions import Conditions, Prompts, is_encoded, load_prompts, read_texts, stand_in
 from onefold.errors import UserError, suggest
 from onefold.process import EDM, Prediction, Process, as_sigma, to_x0
 
@@ -120,7 +120,7 @@ class Denoiser:
         runs once, and is not kept."""
         if self.encode_texts is None:
             raise UserError(f"{self.name!r} is told no texts; leave the prompts out")
-        if isinstance(source, (str, Path)) and Path(source).suffix == ".safetensors":
+        if is_encoded(source):
             prompts = load_prompts(Path(source).expanduser())
         else:
             prompts = self.encode_texts(read_texts(source), self.device)

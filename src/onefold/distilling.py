@@ -33,12 +33,14 @@ def distill(
     """A fast student of a teacher; the run folder then holds it as `student/`. The same call goes on where it stopped."""
     named = {"teacher": teacher.name if isinstance(teacher, Denoiser) else teacher, "method": method, "out": out}
     given = {key: str(value) for key, value in named.items() if value is not None}
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
     chosen = choose({**(read_yaml(config) if config else {}), **settings, **given})
     teacher = with_form(teacher) if isinstance(teacher, Denoiser) else teacher
     RunFolder(Path(chosen.out)).check(chosen.model_dump(mode="json"))
     engine = build_engine(chosen, teacher, progress, tell or ignore)
     engine.run()
     how: dict[str, Any] = {"device": str(engine.device), "precision": engine.precision}
+    del engine  # and with it the networks of the training
     return load_student(Path(chosen.out) / "student", teacher=own_teacher(teacher, chosen.teacher), **how)
 
 

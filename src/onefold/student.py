@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,10 +40,9 @@ USAGE = """With onefold:
 ```python
 import onefold
 
-student = onefold.load_student("{folder}")
-images = student.sample(64, seed=0)
-student.export("my-student")  # a folder for plain diffusers
-```"""
+student = onefold.load_student("{folder}"{teacher})
+images = student.sample({told}, seed=0)
+{export}```"""
 
 ADAPTER = f"`{FILE}` is the difference to the teacher alone, for `load_lora_weights` of diffusers"
 
@@ -107,6 +106,10 @@ class Student:
             progress=progress,
         )
 
+    def with_prompts(self, source: str | Path | Sequence[str]) -> Student:
+        """Told these texts, for several calls of `sample`: the encoder runs once."""
+        return replace(self, denoiser=self.denoiser.with_prompts(source))
+
     def facts(self) -> dict[str, Any]:
         return {"format": FORMAT, **self.recipe, "calls": self.calls, "grid": self.grid.to_dict(), "afs": self.afs}
 
@@ -117,10 +120,21 @@ class Student:
         folder, facts = Path(folder), self.facts()
         texts = {RECIPE: json.dumps(facts, indent=1) + "\n"}
         told = {} if self.adapter is None else {"LoRA": ADAPTER}
-        texts["README.md"] = page(facts, self.name, USAGE.format(folder=folder), RECIPE, told)
+        texts["README.md"] = page(facts, self.name, self.usage(folder), RECIPE, told)
         picture = self.picture or labelled_rows([(f"{self.calls} calls", self.sample(10))])
         save_like(
             self.denoiser, folder, texts, {PICTURE: picture}, {} if self.adapter is None else {FILE: self.adapter}
+        )
+
+    def usage(self, folder: Path) -> str:
+        from onefold.teachers.own import OwnForm
+
+        own, texts = isinstance(self.denoiser.form, OwnForm), self.denoiser.encode_texts is not None
+        return USAGE.format(
+            folder=folder,
+            teacher=', teacher="package.module:function"' if own else "",
+            told='4, prompts=["a red boat on a lake"]' if texts else "64",
+            export="" if own else 'student.export("my-student")  # a folder for plain diffusers\n',
         )
 
     def export(self, folder: str | Path) -> Exported:

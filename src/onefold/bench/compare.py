@@ -172,8 +172,9 @@ def load_models(
         if isinstance(model, (Denoiser, Student)):
             loaded.append(model)
         else:
-            load = load_student if is_student(model) else load_teacher
-            loaded.append(load(model, device=device, precision=precision, tell=None if loaded else tell))
+            how: dict[str, Any] = {"device": device, "precision": precision, "tell": None if loaded else tell}
+            own = next((one for one in loaded if isinstance(one, Denoiser)), None)  # of students of one's own network
+            loaded.append(load_student(model, teacher=own, **how) if is_student(model) else load_teacher(model, **how))
     teachers = [model for model in loaded if isinstance(model, Denoiser)]
     if not teachers:
         raise UserError("a comparison needs a teacher, whose solvers are the students' control; name it first")

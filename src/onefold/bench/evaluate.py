@@ -81,7 +81,7 @@ def evaluate(
         number = len(data) if count is None else count
         place = str(choose_device(device)[0])
         return images_measured(data, number, partial(ask, device=place), bench) | {"source": str(source)}
-    model = told(open_model(source, device, precision, say), prompts, say)
+    model = told(open_model(source, device, precision, say, teacher), prompts, say)
     hears = (model.denoiser if isinstance(model, Student) else model).prompts is not None
     ask = partial(ask, prompts=None) if hears and extractor != "clip" else ask  # for the model, not for CLIP
     if isinstance(model, Student):
@@ -180,11 +180,20 @@ def open_images(source: str | Path | Denoiser | Student) -> ImageData | None:
     return None if plain and not folder.exists() else load_data(str(source))
 
 
-def open_model(source: str | Path | Denoiser | Student, device: str, precision: str, tell: Tell) -> Denoiser | Student:
+def open_model(
+    source: str | Path | Denoiser | Student,
+    device: str,
+    precision: str,
+    tell: Tell,
+    teacher: str | Path | Denoiser | None,
+) -> Denoiser | Student:
+    """`teacher` matters to students of one's own network."""
     if isinstance(source, (Denoiser, Student)):
         return source
-    load = load_student if is_student(source) else load_teacher
-    return load(source, device=device, precision=precision, tell=tell)
+    how: dict[str, Any] = {"device": device, "precision": precision, "tell": tell}
+    if not is_student(source):
+        return load_teacher(source, **how)
+    return load_student(source, teacher=str(teacher) if isinstance(teacher, Path) else teacher, **how)
 
 
 def teacher_of(chosen: Way, given: str | Path | Denoiser | None, tell: Tell) -> Denoiser | None:

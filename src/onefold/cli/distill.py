@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from onefold.cli.common import program, say, say_json, table, tell
 from onefold.cli.running import BatchSize, Budget, Config, Device, Out, Precision, Prompts, Seed, Sets, gather
 
+if TYPE_CHECKING:
+    from onefold.student import Student
+
 Teacher = Annotated[
     str | None,
     typer.Argument(
-        help="A bundled teacher's name, a folder with a model, an EDM .pkl, or a name on the Hugging Face hub.",
+        help="A bundled teacher's name, a folder with a model, an EDM .pkl, a name on the Hugging Face hub, or package.module:function.",
         show_default=False,
     ),
 ]
@@ -75,6 +78,7 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
             {"student": str(folder), "calls": student.calls, **{k: student.recipe[k] for k in ("cost", "evidence")}}
         )
         return
+    more, shipped = uses(student, settings)
     cost, evidence = student.recipe["cost"], student.recipe["evidence"]
     best = evidence["best_solver"]
     say(
@@ -83,9 +87,19 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
         f"student {evidence['student']:.4f}, best solver at as many calls {evidence['solvers'][best]:.4f} ({best}).\n"
         + (f"Published: {student.recipe['published']}.\n" if student.recipe["published"] else "")
         + f"Beside its control: {folder / PICTURE}\n"
-        f"Use it: {program()} sample {shlex.quote(str(folder))} --count 64 --out pictures.png\n"
-        f"Ship it: {program()} export {shlex.quote(str(folder))} --out my-student"
+        f"Use it: {program()} sample {shlex.quote(str(folder))} {more} --out pictures.png"
+        + (f"\nShip it: {program()} export {shlex.quote(str(folder))} --out my-student" if shipped else "")
     )
+
+
+def uses(student: Student, settings: Any) -> tuple[str, bool]:
+    """How it is sampled, and whether diffusers has a form for it."""
+    from onefold.teachers.own import OwnForm
+
+    if isinstance(student.denoiser.form, OwnForm):
+        return f"--teacher {settings.teacher} --count 64", False
+    told = student.denoiser.encode_texts is not None
+    return ('--prompt "a red boat on a lake" --count 4' if told else "--count 64"), True
 
 
 def plan_command(

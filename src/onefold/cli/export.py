@@ -51,13 +51,9 @@ def export_command(
 
 
 def convert(checkpoint: str, out: Path, *, as_json: bool) -> None:
-    from onefold.errors import UserError
-    from onefold.teachers.edm import read_checkpoint, save_edm
+    from onefold.teachers.edm import convert as convert_checkpoint
 
-    if out.exists():
-        raise UserError(f"{out} exists already; choose another folder, or remove it")
-    teacher = read_checkpoint(checkpoint)
-    save_edm(teacher, out)
+    teacher = convert_checkpoint(checkpoint, out)
     if as_json:
         say_json({"folder": str(out), "teacher": repr(teacher)})
     else:

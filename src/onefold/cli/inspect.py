@@ -22,7 +22,7 @@ def inspect_command(
     teacher: Annotated[
         str,
         typer.Argument(
-            help="A bundled teacher's name, a folder with a model, an EDM .pkl, or a name on the Hugging Face hub.",
+            help="A bundled teacher's name, a folder with a model, an EDM .pkl, a name on the Hugging Face hub, or package.module:function.",
             show_default=False,
         ),
     ],

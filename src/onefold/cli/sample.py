@@ -30,7 +30,7 @@ def sample_command(
     teacher: Annotated[
         str,
         typer.Argument(
-            help="A bundled teacher's name, a folder with a model, an EDM .pkl, or a name on the Hugging Face hub.",
+            help="A bundled teacher's name, a folder with a model, an EDM .pkl, a name on the Hugging Face hub, or package.module:function.",
             show_default=False,
         ),
     ],
@@ -65,6 +65,12 @@ def sample_command(
     labels: Annotated[
         str | None, typer.Option(help="Classes, repeated over the images: 0,1,2 or 0-9.", show_default=False)
     ] = None,
+    own: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher", help="Of a student of your own network: package.module:function.", show_default=False
+        ),
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="For models of texts: a file with one a line, in turn.", show_default=False)
     ] = None,
@@ -94,8 +100,10 @@ def sample_command(
     from onefold.sampling import chosen_labels
 
     asked = given({"solver": solver, "calls": calls, "grid": grid, "end": end, "afs": afs, "eta": eta})
-    model, way, told = load(teacher, device, precision, asked)
+    model, way, told = load(teacher, device, precision, asked, own)
     model = model if guidance is None else model.replace(guidance=guidance)
+    if prompt and prompts:
+        raise UserError("--prompt and --prompts are two ways to say the same; give one of them")
     texts = prompt or prompts
     model = model if texts is None else model.with_prompts(texts)
     numbers = {"seed": seed, "first": first}
@@ -116,7 +124,9 @@ def files(out: Path, first: int, count: int) -> list[Path]:
     return [out / f"{first + index:06}.png" for index in range(count)]
 
 
-def load(source: str, device: str, precision: str, asked: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def load(
+    source: str, device: str, precision: str, asked: dict[str, Any], own: str | None = None
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """(denoiser, how to sample it, how to tell that): a student brings its own way."""
     from onefold.grids import usual_schedule
     from onefold.sampling import sample
@@ -124,11 +134,13 @@ def load(source: str, device: str, precision: str, asked: dict[str, Any]) -> tup
     from onefold.teachers import load_teacher
 
     if not is_student(source):
+        if own is not None:
+            raise UserError(f"{source} is no student, so it has no --teacher; leave it out")
         known = inspect.signature(sample).parameters
         way = {**{name: known[name].default for name in WAY}, **asked}
         teacher = load_teacher(source, device=device, precision=precision, tell=tell)
         return teacher, way, {**way, "grid": usual_schedule(teacher.process) if way["grid"] == "auto" else way["grid"]}
-    student = load_student(source, device=device, precision=precision, tell=tell)
+    student = load_student(source, teacher=own, device=device, precision=precision, tell=tell)
     if asked.keys() - {"calls"} or asked.get("calls", student.calls) != student.calls:
         raise UserError(
             f"student {source} has its own solver and grid of {student.calls} calls; leave out "

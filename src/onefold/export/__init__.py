@@ -30,9 +30,9 @@ from onefold.networks.unet import import_diffusers
 from onefold.pictures import labelled_rows
 from onefold.sampling import labels_for
 from onefold.student import RECIPE, Student
-from onefold.teachers.parts import INDEX, LEFT_OUT, fingerprint
+from onefold.teachers.parts import CARD, INDEX, LEFT_OUT, fingerprint
 
-FACTS = "onefold.json"
+FACTS = CARD
 CLOSE = 1e-4  # of pixels in [-1, 1]: an export gives the student's own images
 CHECKED = 4  # images
 CHECKED_TEXTS = ("a red boat on a lake", "", "two birds", "a portrait of an old woman, oil on canvas")
@@ -172,7 +172,8 @@ def draw(folder: Path, student: Student, told: Mapping[str, Any], *, custom: boo
 def describe(student: Student, exported: Exported, name: str, draft: Path) -> None:
     """The recipe, the picture and the model card."""
     told = exported.as_dict() | {"folder": name}
-    network = "network" if exported.custom else host_of(student).network
+    stock = "unet" if host_of(student) is PIXELS else parts_of(student).network
+    network = "network" if exported.custom else stock
     facts = {**student.facts(), "exported": told, "sha256": fingerprint(draft / network)}
     (draft / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
     texts = None if student.denoiser.encode_texts is None else CHECKED_TEXTS

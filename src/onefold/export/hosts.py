@@ -21,7 +21,6 @@ class Host:
     call: Mapping[str, Any]  # what has to be given besides, so that one step is one network call
     takes_size: bool = True  # batch_size; others count what they are told
     scales_start: bool = True  # by the scheduler's own start; otherwise it begins at unit noise with a DDIM scheduler
-    network: str = "unet"
 
 
 PIXELS = Host("ConsistencyModelPipeline", "class_labels", {})
@@ -30,7 +29,7 @@ HOSTS = {
     host.pipeline: host
     for host in (
         Host("LDMPipeline", None, {}),
-        Host("DiTPipeline", "class_labels", NO_GUIDANCE, takes_size=False, scales_start=False, network="transformer"),
+        Host("DiTPipeline", "class_labels", NO_GUIDANCE, takes_size=False, scales_start=False),
         Host("StableDiffusionPipeline", "prompt", NO_GUIDANCE, takes_size=False),
         Host("StableDiffusionXLPipeline", "prompt", NO_GUIDANCE, takes_size=False),
     )

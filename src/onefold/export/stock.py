@@ -37,20 +37,29 @@ class Stock:
 
 def stock_form(student: Student) -> Stock | str:
     """The stock form, or why there is none."""
-    network: Any = student.denoiser.module
-    if isinstance(network, EDMNetwork):
-        return "diffusers has no such network, so the folder brings it"
-    config = network.config
-    if not isinstance(config.sample_size, int):
-        return "its images are not square"
-    if config.get("time_embedding_type", "positional") != "positional":
-        return f"its network has a {config.time_embedding_type} time embedding"
-    process = student.denoiser.process
+    why, process = obstacle(student), student.denoiser.process
+    if why is not None:
+        return why
     if isinstance(process, (DiscreteVP, ContinuousVP)):
         return vp_form(student)
     if isinstance(process, EDM):
         return edm_form(student)
     return f"no stock pipeline for pixels samples {type(process).__name__} models"
+
+
+def obstacle(student: Student) -> str | None:
+    """What no scheduler can help with."""
+    network: Any = student.denoiser.module
+    if isinstance(network, EDMNetwork):
+        return "diffusers has no such network, so the folder brings it"
+    config, host = network.config, host_of(student)
+    if host.told is None and student.denoiser.classes is not None:
+        return f"its stock pipeline, {host.pipeline}, takes no classes"
+    if not isinstance(config.sample_size, int):
+        return "its images are not square"
+    if config.get("time_embedding_type", "positional") != "positional":
+        return f"its network has a {config.time_embedding_type} time embedding"
+    return None
 
 
 def vp_form(student: Student) -> Stock | str:

@@ -43,14 +43,17 @@ FINE: Mapping[str, Any] = {
 class DistillSettings(RunSettings):
     """Settings of every `onefold distill`."""
 
-    teacher: str = Field(description="bundled name or folder of the model to make fast")
+    teacher: str = Field(
+        description="the model to make fast: bundled name, folder, name on the hub, EDM .pkl or package.module:function"
+    )
     method: str = Field("sfd", description="how; `onefold methods` tells them apart")
     preset: str | None = Field(
         None, description="published settings under this name; what is given besides comes first"
     )
     calls: int = Field(4, ge=1, le=10_000, description="network calls of the student")
-    prompts: str | None = Field(
-        None, description="for models of texts: a file with one a line, of which a tenth is kept to look at"
+    prompts: str | list[str] | None = Field(
+        None,
+        description="for models of texts: a file with one a line (or Prompts.save's), of which a tenth is kept to look at",
     )
     guidance: float = Field(1.0, description="guidance folded into what the teacher shows; 1 leaves it out")
     lora: int = Field(
@@ -172,13 +175,21 @@ class Distillation:
 
     def sampled(self, **how: Any) -> Tensor:
         """Of what the student should become, from the noise that is watched."""
-        return sample(self.target, self.settings.watched, seed=self.settings.seed, **how)
+        return sample(self.target, self.settings.watched, seed=self.settings.seed, batch_size=self.at_once, **how)
+
+    @property
+    def at_once(self) -> int:
+        """Images that are looked at together: of latents and texts no more than training holds at a time."""
+        share = self.settings.batch_size // self.settings.micro_batches
+        return 64 if self.teacher.codec is None else max(1, min(64, share))
 
     @torch.no_grad()
     def validate(self, networks: Networks) -> dict[str, float]:
         network = networks["student"]
         training = network.training
-        images = self.sampler({"student": network.eval()}).sample(self.settings.watched, seed=self.settings.seed)
+        images = self.sampler({"student": network.eval()}).sample(
+            self.settings.watched, seed=self.settings.seed, batch_size=self.at_once
+        )
         network.train(training)
         self.drawn = images
         return {"distance_to_teacher": self.distance(images)}
@@ -232,9 +243,9 @@ class Distillation:
 def held_out(prompts: Prompts, watched: int) -> tuple[Prompts, Prompts]:
     """(to learn from, to look at): apart where there are ten or more."""
     count, kept = len(prompts), min(watched, len(prompts) // 10)
-    if not kept:
-        return prompts, prompts
-    return prompts.part(range(count - kept)), prompts.part(range(count - kept, count))
+    shown = prompts.part(range(count - kept, count))
+    learned = [row for row, text in enumerate(prompts.texts) if text not in shown.texts]
+    return (prompts.part(learned), shown) if kept and learned else (prompts, prompts)
 
 
 def begun_as(network: nn.Module, settings: DistillSettings) -> nn.Module:
@@ -269,5 +280,5 @@ def check_range(teacher: Denoiser, grid: Grid) -> None:
 def check_guidance(teacher: Denoiser, guidance: float) -> None:
     if guidance != 1.0 and not (teacher.choices and teacher.nothing):
         raise UserError(
-            f"guidance is {guidance:g}, but {teacher.name!r} knows no images without a class to be guided away from; leave it at 1"
+            f"guidance is {guidance:g}, but {teacher.name!r} knows no images without a condition to be guided away from; leave it at 1"
         )

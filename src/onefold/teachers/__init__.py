@@ -68,8 +68,8 @@ def find(source: str | Path, tell: Tell) -> Path:
     from onefold.teachers.hub import fetch, looks_like_hub
 
     folder = ASSETS / source if str(source) in bundled() else place_of(source)
-    if (folder / "teacher").is_dir():  # a run folder
-        folder = folder / "teacher"
+    result = next((name for name in ("teacher", "student") if (folder / name).is_dir()), None)
+    folder = folder / result if result else folder  # of a run
     if not str(source) or not folder.exists():
         if looks_like_hub(str(source)) and not folder.parent.is_dir():  # runs/typo is no name of a model
             return fetch(str(source), tell)

@@ -24,8 +24,11 @@ def load(parts: Parts, card: Mapping[str, Any]) -> Denoiser:  # noqa: ARG001  (i
         raise UserError(
             f"{parts.home / parts.network} names no num_embeds_ada_norm, so it is told no class; give a DiT"
         )
+    network: Any = parts.load(parts.network, "DiTTransformer2DModel", "Transformer2DModel")
+    for block in network.transformer_blocks:  # in training mode each block would hide labels by itself
+        block.norm1.emb.class_embedder.dropout_prob = 0.0
     teacher = Denoiser(
-        parts.load(parts.network, "DiTTransformer2DModel", "Transformer2DModel"),
+        network,
         process,
         prediction=prediction,
         shape=shape,

@@ -46,9 +46,12 @@ def read_checkpoint(path: str | Path) -> Denoiser:
     return denoiser
 
 
-def convert(path: str | Path, folder: str | Path) -> None:
-    """A checkpoint as a folder without pickles, written whole or not at all."""
-    save_edm(read_checkpoint(path), folder)
+def convert(path: str | Path, folder: str | Path) -> Denoiser:
+    """A checkpoint as a new folder without pickles, written whole or not at all."""
+    if Path(folder).exists():
+        raise UserError(f"{folder} exists already; choose another folder, or remove it")
+    save_edm(teacher := read_checkpoint(path), folder)
+    return teacher
 
 
 def edm_denoiser(network: EDMNetwork, wrapped: Preconditioning, name: str = "edm") -> Denoiser:

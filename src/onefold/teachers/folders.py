@@ -14,6 +14,7 @@ from PIL.Image import Image
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError, suggest
 from onefold.files import atomic_folder, read_json
+from onefold.teachers.own import WEIGHTS as OWN_WEIGHTS
 from onefold.teachers.parts import CARD, Parts, read_index
 
 # a pipeline's class -> (the module of its family, the part that denoises)
@@ -75,6 +76,11 @@ def family_of(folder: Path, card: Mapping[str, Any]) -> tuple[Parts, Load]:
     index = read_index(folder, card)
     kind = index.get("_class_name", "DDIMPipeline" if (folder / "unet").is_dir() else None)
     if kind is None:
+        if (folder / OWN_WEIGHTS).is_file():
+            raise UserError(
+                f"{folder} holds weights of a network of your own, which only its student knows how to load; give "
+                "load_student(folder, teacher=...) in a function of yours"
+            )
         raise UserError(
             f"{folder} is no model: it has neither model_index.json nor unet/; give a folder that diffusers saved"
         )

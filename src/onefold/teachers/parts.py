@@ -98,7 +98,7 @@ class Parts:
         return fingerprint(draft / self.network)
 
     def link_frozen(self, draft: Path) -> None:
-        """All other parts, linked where the disk allows it."""
+        """All other parts; their weights are linked where the disk allows it."""
         named = {name for name, kind in self.index.items() if isinstance(kind, list)}
         for name in sorted(named - LEFT_OUT - {self.network, "scheduler"}):
             if (self.home / name).is_dir():
@@ -119,8 +119,10 @@ def link_files(source: Path, target: Path) -> None:
     """What belongs to a part, and nothing that merely lies or is linked beside it."""
     target.mkdir()
     for path in sorted(source.iterdir()):
-        if path.suffix in {*READ, ".safetensors"} and path.is_file():
+        if path.suffix == ".safetensors" and path.is_file():
             link(path, target / path.name)
+        elif path.suffix in READ and path.is_file():  # people edit these in place
+            shutil.copyfile(path, target / path.name)
 
 
 def link(source: Path, target: Path) -> None:

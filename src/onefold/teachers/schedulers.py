@@ -38,6 +38,10 @@ def process_of(config: Mapping[str, Any]) -> tuple[Process, Prediction]:
         kind in ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
         and {"sigma_min", "sigma_max", "sigma_data"} <= config.keys()
     ):
+        if config.get("prediction_type", "epsilon") != "epsilon":
+            raise UserError(
+                f"{kind} with prediction_type {config['prediction_type']!r} is not supported; expected epsilon, EDM's own"
+            )
         return EDM(*sigmas_of(config)), "edm"
     if kind == "CMStochasticIterativeScheduler" and {"sigma_min", "sigma_max", "sigma_data"} <= config.keys():
         low, *others = sigmas_of(config)
