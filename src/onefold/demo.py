@@ -78,7 +78,7 @@ def run(
     *,
     out: str | Path,
     calls: int = 4,
-    budget: str = "3.5m",
+    budget: str = "3.25m",
     count: int = 64,
     seed: int = 0,
     command: str | None = None,

@@ -121,9 +121,9 @@ class Engine:
     def loop(self) -> None:
         auto, chosen = self.budget.share(20).at_least(seconds=15), self.settings.sample_every
         sample_every = auto if chosen == "auto" else Budget.parse(chosen)
-        self.pace.start(self.images, {"sample": sample_every, "save": Budget.parse(self.settings.checkpoint_every)})
         if self.step == 0:
-            self.look()
+            self.look()  # what training is compared with is drawn here, on nobody's budget
+        self.pace.start(self.images, {"sample": sample_every, "save": Budget.parse(self.settings.checkpoint_every)})
         self.report(self.images, self.expected_images, begin=True)
         watch = self.watch()
         with Ahead(self.draw, self.step) as batches:
