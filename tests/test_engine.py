@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -421,3 +422,20 @@ def test_average_decay_rules() -> None:
     assert capped.decay(1000, 50) == pytest.approx(0.5) and capped.decay(10**6, 100) == pytest.approx(0.5)
     none = Averages({"n": network}, half_life=None, share=None)
     assert none.decay(1000, 50) == 0.0
+
+
+def test_looking_is_on_nobodys_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation may take longer than training; the budget is training's."""
+    method = Duel()
+    looked = method.validate
+
+    def slow(networks: Any) -> dict[str, float]:
+        time.sleep(0.5)
+        return looked(networks)
+
+    monkeypatch.setattr(method, "validate", slow)
+    run = engine(tmp_path / "run", method, sample_every="32")
+    begin = time.monotonic()
+    cost = run.run()
+    assert cost["images"] == 160
+    assert cost["seconds"] < time.monotonic() - begin - 5 * 0.5  # at the start, and after each fifth

@@ -136,5 +136,19 @@ def texts_of(source: str | Path | Sequence[str]) -> tuple[str, ...]:
     return load_prompts(Path(source)).texts if is_encoded(source) else read_texts(source)
 
 
+def divided(texts: Sequence[str], most: int) -> tuple[list[str], list[str]]:
+    """(to learn from, to look at): a tenth at the end, `most` at most, and nothing of it among the others; fewer than ten
+    texts serve for both."""
+    kept = min(most, len(texts) // 10)
+    shown = list(texts[len(texts) - kept :])
+    learned = [text for text in texts if text not in set(shown)]
+    return (learned, shown) if kept and learned else (list(texts), list(texts))
+
+
+def texts_hash(texts: Sequence[str]) -> str:
+    """Whatever their order and number."""
+    return hashlib.sha256(json.dumps(sorted(set(texts))).encode()).hexdigest()
+
+
 def is_encoded(source: object) -> TypeGuard[str | Path]:
     return isinstance(source, (str, Path)) and Path(source).suffix == ".safetensors"

@@ -130,7 +130,7 @@ class Denoiser:
         """Asked before the work: a model of texts has some."""
         if self.encode_texts is not None and self.prompts is None:
             raise UserError(
-                f"{self.name!r} is told a text with each image and has none yet; give prompts, a list or a file with one a line"
+                f"{self.name!r} is told a text with each image and has none yet; give prompts: --prompts FILE with one a line, or prompts=[...]"
             )
 
     @property

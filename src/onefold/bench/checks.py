@@ -106,7 +106,7 @@ def misfit(errors: Mapping[float, float]) -> str | None:
         return (
             "it hardly matters which time the network is told (between a quarter of the noise and four times as much its error "
             f"changes by {worst / errors[best] - 1:.1%}); check that the time reaches it, its scale (to 1 or to 999), its "
-            "direction, and the scale of the network's input"
+            "direction, and the scale of the network's input, and that the network is trained"
         )
     if errors[1.0] < FITS * errors[best]:
         return None

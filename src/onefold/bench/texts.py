@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onefold.conditions import texts_of
+from onefold.conditions import divided, texts_hash, texts_of
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.progress import Tell
@@ -30,15 +30,16 @@ def told_teacher(model: Denoiser, prompts: Path | None) -> Denoiser:
 
 
 def tell_trained(recipe: Mapping[str, Any], prompts: Path | None, tell: Tell) -> None:
-    """What a student was trained with flatters it."""
+    """What a student was trained with flatters it. A file that changed since says nothing."""
     own = recipe.get("settings", {}).get("prompts")
     if prompts is None or own is None:
         return
     try:
-        trained, asked = set(texts_of(own)), texts_of(prompts)
+        given, asked = texts_of(own), texts_of(prompts)
     except UserError:  # the file of the training is not here any more
         return
-    known = sum(text in trained for text in asked)
+    trained, _ = divided(given, int(recipe["settings"]["watched"]))
+    known = sum(text in set(trained) for text in asked) if texts_hash(trained) == recipe.get("trained_on") else 0
     if known:
         tell(
             f"{known} of the {len(asked)} prompts stand in {own}, which the student was trained with; others are fairer"

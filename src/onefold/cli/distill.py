@@ -85,11 +85,29 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
         f"A student of {student.calls} call{'s' * (student.calls > 1)} is in {folder} ({cost['images']:,} images, {cost['seconds']:.0f} s).\n"
         f"Distance to the teacher's fine solution, {evidence['images']} images from the same noise: "
         f"student {evidence['student']:.4f}, best solver at as many calls {evidence['solvers'][best]:.4f} ({best}).\n"
+        + (FARTHER if evidence["student"] > evidence["solvers"][best] else "")
+        + nearer(Path(settings.out), evidence["student"])
         + (f"Published: {student.recipe['published']}.\n" if student.recipe["published"] else "")
         + f"Beside its control: {folder / PICTURE}\n"
         f"Use it: {program()} sample {shlex.quote(str(folder))} {more} --out pictures.png"
         + (f"\nShip it: {program()} export {shlex.quote(str(folder))} --out my-student" if shipped else "")
     )
+
+
+FARTHER = "That solver is free and comes nearer: give the student more budget, or ship the solver.\n"
+
+
+def nearer(out: Path, distance: float) -> str:
+    """Whether an earlier state of the run came nearer to the teacher than the last."""
+    from onefold.files import read_json
+    from onefold.student import RECIPE
+
+    kept = out / "best" / RECIPE
+    found = read_json(kept) if kept.is_file() else {}
+    best = found.get("evidence", {}).get("student")
+    if best is None or best >= 0.95 * distance:
+        return ""
+    return f"On the way it was nearer, {best:.4f} after {found['cost']['images']:,} images: {kept.parent} holds that one.\n"
 
 
 def uses(student: Student, settings: Any) -> tuple[str, bool]:

@@ -238,7 +238,7 @@ As a LoRA, on your own copy of the teacher:
 ```python
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
-pipe = DiffusionPipeline.from_pretrained("the-teacher")
+pipe = DiffusionPipeline.from_pretrained("{student.recipe["settings"]["teacher"]}")
 pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
 pipe.load_lora_weights("{name}/{Path(FILE).parent}")
 images = pipe(["a red boat"] * 4, sigmas=[{levels}], guidance_scale=1.0).images

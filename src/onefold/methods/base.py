@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from onefold import seeds
-from onefold.conditions import Prompts
+from onefold.conditions import Prompts, divided, texts_hash
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError, suggest
 from onefold.grids import TUNED, Grid
@@ -142,6 +142,7 @@ class Distillation:
             "cost": dict(cost or {}),
             "evidence": self.evidence(networks) if cost else {},
             "published": self.published(),
+            **({} if self.told.prompts is None else {"trained_on": texts_hash(self.told.prompts.texts)}),
             "versions": versions(),
         }
         student = self.sampler(networks)
@@ -241,11 +242,11 @@ class Distillation:
 
 
 def held_out(prompts: Prompts, watched: int) -> tuple[Prompts, Prompts]:
-    """(to learn from, to look at): apart where there are ten or more."""
-    count, kept = len(prompts), min(watched, len(prompts) // 10)
-    shown = prompts.part(range(count - kept, count))
-    learned = [row for row, text in enumerate(prompts.texts) if text not in shown.texts]
-    return (prompts.part(learned), shown) if kept and learned else (prompts, prompts)
+    """(to learn from, to look at)"""
+    learned, shown = map(set, divided(prompts.texts, watched))
+    rows = list(enumerate(prompts.texts))
+    first = prompts.part([row for row, text in rows if text in learned])
+    return first, prompts.part([row for row, text in rows if text in shown])
 
 
 def begun_as(network: nn.Module, settings: DistillSettings) -> nn.Module:

@@ -73,6 +73,10 @@ def find(source: str | Path, tell: Tell) -> Path:
     if not str(source) or not folder.exists():
         if looks_like_hub(str(source)) and not folder.parent.is_dir():  # runs/typo is no name of a model
             return fetch(str(source), tell)
+        if "/" in str(source):
+            raise UserError(
+                f"unknown teacher {str(source)!r}: neither bundled nor a folder, as there is none; check the path"
+            )
         raise UserError(
             f"unknown teacher {str(source)!r}: neither bundled nor a folder{suggest(str(source), bundled())}"
         )

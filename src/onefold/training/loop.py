@@ -332,6 +332,10 @@ class Engine:
         done, self.looked = self.looked == self.step, self.step
         if done or not self.main:
             return
+        with self.pace.standing_still():
+            self.look_closely()
+
+    def look_closely(self) -> None:
         numbers = self.method.validate(self.averaged_networks)
         self.folder.journal.write({"step": self.step, "images": self.images, "validation": numbers})
         if self.settings.trackers:

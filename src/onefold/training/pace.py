@@ -30,7 +30,7 @@ class Pace:
 
     def __init__(self, world: int, device: torch.device) -> None:
         self.world, self.device = world, device
-        self.seconds_before = self.seconds = 0.0
+        self.seconds_before = self.seconds = self.began = 0.0
         self.stop = False
         self.steps, self.next_agreement = 0, 1
         self.every: dict[str, Budget] = {}
@@ -40,6 +40,15 @@ class Pace:
         self.began, self.first_images, self.seconds = time.monotonic(), images, self.seconds_before
         self.every = dict(every)
         self.done = {name: self.count(name, images) for name in every}
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Time that is no part of the run's budget."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.began += time.monotonic() - begin
 
     def count(self, name: str, images: int) -> int:
         """How often an event has come due since the run began."""
