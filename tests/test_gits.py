@@ -293,7 +293,7 @@ def test_a_student_keeps_its_tuned_grid(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         distill("digits8", "sfd", out=tmp_path / "halved", **settings)
     monkeypatch.setattr(SFD, "prepare", prepare)
-    monkeypatch.setattr(gits, "walk", lambda *_: pytest.fail("tuned again"))
+    monkeypatch.setattr("onefold.methods.sfd.grid_for", lambda *_, **__: pytest.fail("tuned again"))
     again = distill("digits8", "sfd", out=tmp_path / "halved", **settings)
     a, b = straight.denoiser.module.state_dict(), again.denoiser.module.state_dict()
     assert again.grid == straight.grid and all(torch.equal(a[key], b[key]) for key in a)
