@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 import onefold
-from onefold import gits
 from onefold.cli import main
 from onefold.denoiser import Conditions, Denoiser, Gaussian, GaussianMixture
 from onefold.distilling import distill
