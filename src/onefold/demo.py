@@ -24,7 +24,7 @@ Watch = Callable[[str, str], AbstractContextManager[Progress]]
 Row = dict[str, Any]
 # Two teacher steps in one of the student's are exact enough for what can be learned in minutes; levels that are tuned to
 # the teacher leave the student less to learn.
-SETTINGS: dict[str, Any] = {"parts": 2, "grid": "gits", "watched": 32}
+SETTINGS: dict[str, Any] = {"parts": 2, "grid": "gits", "watched": 16}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def run(
     *,
     out: str | Path,
     calls: int = 4,
-    budget: str = "3.25m",
+    budget: str = "3m",
     count: int = 64,
     seed: int = 0,
     command: str | None = None,

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def demo_command(
     teacher: Annotated[str, typer.Option(help="A bundled teacher's name, or a folder with a model.")] = "fashion28",
     calls: Annotated[int, typer.Option(min=1, help="Network calls of the student.")] = 4,
-    budget: Annotated[str, typer.Option(help="How long to distil: time (30s, 4m) or images (5k).")] = "3.25m",
+    budget: Annotated[str, typer.Option(help="How long to distil: time (30s, 4m) or images (5k).")] = "3m",
     out: Annotated[Path, typer.Option(help="Folder for the report, the run and the export.")] = Path("demo"),
     count: Annotated[int, typer.Option(min=1, help="How many images to compare.")] = 64,
     seed: Annotated[int, typer.Option(help="Names the noise of the comparison and of the training.")] = 0,
