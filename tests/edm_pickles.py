@@ -23,6 +23,17 @@ import torch
 from onefold.networks.edm import build_edm
 
 SOURCE = "raise SystemExit('the source text of a record was executed')\n" * 200
+# A network of a moment.
+TINY: dict[str, Any] = {
+    "img_resolution": 8,
+    "in_channels": 3,
+    "out_channels": 3,
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+    "dropout": 0.0,
+}
 HOOKS = ("_backward_hooks", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks")
 
 

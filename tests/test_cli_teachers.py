@@ -11,19 +11,10 @@ import pytest
 from PIL import Image
 
 import pipelines
-from edm_pickles import write
+from edm_pickles import TINY, write
 from onefold.cli import main
 
-EDM: dict[str, Any] = {
-    "kind": "SongUNet",
-    "img_resolution": 8,
-    "in_channels": 3,
-    "out_channels": 3,
-    "model_channels": 8,
-    "channel_mult": [1, 2],
-    "num_blocks": 1,
-    "attn_resolutions": [4],
-}
+EDM: dict[str, Any] = {"kind": "SongUNet", **TINY}
 
 
 class Here:

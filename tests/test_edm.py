@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from edm_pickles import write
+from edm_pickles import TINY, write
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.networks.edm import EDMNetwork, build_edm
@@ -34,16 +34,6 @@ from onefold.teachers.edm import (
 from onefold.teachers.edm_process import EDMPrecond, VEPrecond, VPPrecond, iDDPMPrecond, preconditioning
 
 DOUBLE = torch.float64
-TINY: dict[str, Any] = {
-    "img_resolution": 8,
-    "in_channels": 3,
-    "out_channels": 3,
-    "model_channels": 8,
-    "channel_mult": [1, 2],
-    "num_blocks": 1,
-    "attn_resolutions": [4],
-    "dropout": 0.0,
-}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm++": ("SongUNet", {}),
     "ncsn++": ("SongUNet", {k: v for k, v in NCSNPP.items() if k != "channel_mult"}),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +9,15 @@ import pytest
 import torch
 
 import onefold
-from edm_pickles import write
+from edm_pickles import TINY, write
 from onefold import seeds
 from onefold.distilling import distill
 from onefold.export.edm import source
 from onefold.student import Student, load_student
 from onefold.teachers import load_teacher
-from test_export import LOAD
+from test_export import sample_elsewhere
 
 COUNT = 3
-TINY: dict[str, Any] = {
-    "img_resolution": 8,
-    "in_channels": 3,
-    "out_channels": 3,
-    "model_channels": 8,
-    "channel_mult": [1, 2],
-    "num_blocks": 1,
-    "attn_resolutions": [4],
-    "dropout": 0.0,
-}
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], Any]] = [
     ("ddpmpp", {"kind": "EDMPrecond"}, {"kind": "SongUNet", **TINY}, "ve"),
     (
@@ -79,13 +66,7 @@ def test_exports_bring_their_network(students: list[Student], tmp_path: Path) ->
         call = {"batch_size": COUNT} | ({"class_labels": labels} if student.denoiser.classes else {})
         noise = [seeds.image_seed(5, number) for number in range(COUNT)]
         jobs.append({"folder": exported.folder, "custom": True, "seeds": noise, "call": call})
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
-    (tmp_path / "load.py").write_text(LOAD)
-    packages = [path for path in sys.path if path.endswith("site-packages")]
-    environment = {"PYTHONPATH": ":".join(packages), "HOME": str(tmp_path), "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-S", str(tmp_path / "load.py"), str(tmp_path / "jobs.json")]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
+    sample_elsewhere(tmp_path, jobs)
     for student, one in zip(students, jobs, strict=True):
         images = student.sample(COUNT, seed=5, labels=one["call"].get("class_labels"))  # type: ignore[attr-defined]
         assert float((images.abs() < 1).double().mean()) > 0.5

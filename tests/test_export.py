@@ -122,6 +122,12 @@ def elsewhere(home: Path, cases: Any) -> list[tuple[Student, Exported]]:
         exported = export(student, home / f"case{index}")
         made.append((student, exported))
         jobs.append(job(student, home / f"case{index}", custom=exported.custom is not None))
+    sample_elsewhere(home, jobs)
+    return made
+
+
+def sample_elsewhere(home: Path, jobs: list[dict[str, Any]]) -> None:
+    """One process that does not see onefold loads every job's folder, and leaves its images beside it."""
     (home / "jobs.json").write_text(json.dumps(jobs))
     (home / "load.py").write_text(LOAD)
     packages = [path for path in sys.path if path.endswith("site-packages")]
@@ -130,7 +136,6 @@ def elsewhere(home: Path, cases: Any) -> list[tuple[Student, Exported]]:
     command = [sys.executable, "-S", str(home / "load.py"), str(home / "jobs.json")]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=home, env=environment, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    return made
 
 
 def test_stock_pipelines_give_the_students_images(tmp_path: Path) -> None:

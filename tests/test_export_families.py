@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from onefold.grids import make_grid
 from onefold.sampling import chosen_labels
 from onefold.student import Student
 from onefold.teachers import load_teacher
-from test_export import LOAD
+from test_export import sample_elsewhere
 
 COUNT = 3
 EULER = {key: value for key, value in pipelines.SD.items() if key != "clip_sample"}
@@ -95,13 +92,7 @@ def elsewhere(home: Path, cases: Any) -> list[tuple[Student, Exported]]:
         noise = [seeds.image_seed(5, number) for number in range(COUNT)]
         call = told(student, guidance, custom=custom)
         jobs.append({"folder": exported.folder, "custom": custom, "seeds": noise, "call": call})
-    (home / "jobs.json").write_text(json.dumps(jobs))
-    (home / "load.py").write_text(LOAD)
-    packages = [path for path in sys.path if path.endswith("site-packages")]
-    environment = {"PYTHONPATH": ":".join(packages), "HOME": str(home), "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-S", str(home / "load.py"), str(home / "jobs.json")]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=home, env=environment, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
+    sample_elsewhere(home, jobs)
     return made
 
 
