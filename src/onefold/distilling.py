@@ -77,11 +77,7 @@ def build_engine(chosen: Any, teacher: str | Path | Denoiser | None, progress: P
         start_processes(device, chosen),
         precision=precision,
         result="student",
-        identity={
-            "teacher": loaded.card.get("sha256"),
-            "grid": method.grid.to_dict(),
-            "prompts": ready.prompts.fingerprint if ready.prompts else None,
-        },
+        identity=method.identity,
         progress=progress,
         tell=say,
     )

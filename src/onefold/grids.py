@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from onefold.errors import UserError, first_line, suggest
-from onefold.process import ContinuousVP, DiscreteVP, Flow, Process, as_sigma
+from onefold.process import ContinuousVP, DiscreteVP, Flow, Process, Tabled, as_sigma
 
 Start = Literal["prior", "ve"]
 End = Literal["zero", "sigma_min"]
@@ -356,7 +356,7 @@ def power_axis(rho: float) -> Axis:
 
 def clock(process: Process) -> Axis:
     """The network's time. A table is counted in 1-based steps, so that step 0 is the clean image, sigma = 0."""
-    if not isinstance(process, DiscreteVP):
+    if not isinstance(process, Tabled):
         return Axis(process.time, process.sigma)
     lowest = process.sigma_min
     return Axis(
@@ -487,8 +487,8 @@ READERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def with_table(process: Process) -> DiscreteVP:
-    if not isinstance(process, DiscreteVP):
+def with_table(process: Process) -> Tabled:
+    if not isinstance(process, Tabled):
         raise UserError(
             f"{type(process).__name__} has no table of levels to choose steps from; use karras, logsnr or uniform without snapping"
         )

@@ -72,7 +72,34 @@ class Process(ABC):
         return torch.tan(low + (high - low) * u).clamp(self.sigma_min, self.sigma_top)
 
 
-class DiscreteVP(Process):
+class Tabled(Process):
+    """A network that was told the 0-based index of one of T levels. A last level may be inf (zero-terminal SNR)."""
+
+    sigmas: Tensor  # rising
+
+    def set_table(self, sigmas: Tensor) -> None:
+        finite = sigmas[torch.isfinite(sigmas)]
+        if not len(finite):
+            raise UserError("a table of noise levels has none with signal; at least one entry must be finite")
+        self.sigmas, self.log_sigmas = sigmas, finite.log()
+        self.sigma_min, self.sigma_max = float(sigmas[0]), float(sigmas[-1])
+
+    @property
+    def sigma_top(self) -> float:
+        return float(self.sigmas[len(self.log_sigmas) - 1])
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """Linear in log sigma between the table's entries, clamped to them."""
+        time = interpolate(sigma.log(), self.log_sigmas, torch.arange(len(self.log_sigmas), dtype=torch.float64))
+        return torch.where(torch.isinf(sigma), float(len(self.sigmas) - 1), time)
+
+    def sigma(self, time: Tensor) -> Tensor:
+        index = torch.arange(len(self.log_sigmas), dtype=torch.float64)
+        sigma = interpolate(time.to(torch.float64), index, self.log_sigmas).exp()
+        return torch.where(time >= len(self.sigmas) - 1, self.sigma_max, sigma)
+
+
+class DiscreteVP(Tabled):
     """Variance preserving with a table of levels: a = 1 / sqrt(1 + sigma^2), time = 0-based index into the table.
 
     A zero in the last place (zero-terminal SNR) is the level inf.
@@ -86,33 +113,14 @@ class DiscreteVP(Process):
         if not falling:
             raise UserError("alphas_cumprod must fall strictly from below 1 to 0 or more; check the scheduler's betas")
         self.alphas_cumprod = table
-        self.sigmas = ((1 - table) / table).sqrt()
-        finite = self.sigmas[torch.isfinite(self.sigmas)]
-        if not len(finite):
-            raise UserError("alphas_cumprod has no level with signal; at least one entry must be above 0")
-        self.log_sigmas = finite.log()
-        self.sigma_min, self.sigma_max = float(self.sigmas[0]), float(self.sigmas[-1])
+        self.set_table(((1 - table) / table).sqrt())
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | Tensor) -> DiscreteVP:
         return cls((1 - torch.as_tensor(betas, dtype=torch.float64, device="cpu")).cumprod(0))
 
-    @property
-    def sigma_top(self) -> float:
-        return float(self.sigmas[len(self.log_sigmas) - 1])
-
     def alpha(self, sigma: Tensor) -> Tensor:
         return 1.0 / (1.0 + sigma**2).sqrt()
-
-    def time(self, sigma: Tensor) -> Tensor:
-        """Linear in log sigma between the table's entries, clamped to them."""
-        time = interpolate(sigma.log(), self.log_sigmas, torch.arange(len(self.log_sigmas), dtype=torch.float64))
-        return torch.where(torch.isinf(sigma), float(len(self.sigmas) - 1), time)
-
-    def sigma(self, time: Tensor) -> Tensor:
-        index = torch.arange(len(self.log_sigmas), dtype=torch.float64)
-        sigma = interpolate(time.to(torch.float64), index, self.log_sigmas).exp()
-        return torch.where(time >= len(self.sigmas) - 1, self.sigma_max, sigma)
 
 
 class ContinuousVP(Process):
@@ -233,6 +241,39 @@ class Flow(Process):
 
     def training_sigma(self, u: Tensor) -> Tensor:
         return self.sigma(u * self.time_scale).clamp(min=self.sigma_min)
+
+
+class Indexed(Tabled):
+    """The coordinates of another process, of which some levels are kept and told by their index."""
+
+    def __init__(self, process: Process, sigmas: Sequence[float] | Tensor) -> None:
+        sigmas = as_sigma(sigmas).flatten()
+        if not len(sigmas) or not bool((sigmas.diff() > 0).all()) or not float(sigmas[0]) > 0:
+            raise UserError(f"a table of noise levels must rise strictly from above 0, not {sigmas.tolist()[:8]}")
+        self.whole = process
+        self.predictions, self.sigma_data, self.floor = process.predictions, process.sigma_data, process.floor
+        self.set_table(sigmas)
+
+    def alpha(self, sigma: Tensor) -> Tensor:
+        return self.whole.alpha(sigma)
+
+    def scales(self, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        return self.whole.scales(sigma)
+
+    def prior_scale(self, sigma: float) -> float:
+        return self.whole.prior_scale(sigma)
+
+
+def kept(process: Process, sigmas: Tensor) -> Tabled:
+    """The process of a student that knows these rising levels only, by their index: variance preserving models stay such."""
+    if isinstance(process, DiscreteVP):
+        places = torch.searchsorted(process.sigmas, sigmas)
+        inside = process.sigmas[places.clamp(max=len(process.sigmas) - 1)]
+        if torch.equal(inside, sigmas):  # entries of its table keep their alphas to the last bit
+            return DiscreteVP(process.alphas_cumprod[places])
+    if isinstance(process, (DiscreteVP, ContinuousVP)):
+        return DiscreteVP(1 / (1 + sigmas**2))
+    return Indexed(process, sigmas)
 
 
 def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 MASK = (1 << 64) - 1
 
 # Streams keep draws apart that are named by the same numbers.
-NOISE, LABEL, LEVEL, SHUFFLE, FLIP, DROP, STEP, ADAPTER = range(8)
+NOISE, LABEL, LEVEL, SHUFFLE, FLIP, DROP, STEP, ADAPTER, NETWORK = range(9)
 
 
 def mix(*words: int) -> int:

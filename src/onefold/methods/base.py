@@ -99,6 +99,7 @@ class Distillation:
         check_guidance(teacher, settings.guidance)
         teacher.check_told()
         self.told, shown = teacher.replace(), teacher.prompts
+        self.prompts_fingerprint = None if shown is None else shown.fingerprint
         if teacher.prompts is not None:  # what is looked at is not learned
             self.told.prompts, shown = held_out(teacher.prompts, settings.watched)
         self.teacher, self.grid, self.afs, self.settings = (
@@ -108,8 +109,8 @@ class Distillation:
             settings,
         )
         self.target = teacher.replace(guidance=settings.guidance, prompts=shown)  # what the student should become
-        network = begun_as(teacher.module, settings)
-        self.student = self.teacher.replace(network=network)
+        self.student = self.begin()
+        network = self.student.module
         self.networks: dict[str, nn.Module] = {"student": network}
         self.frozen: dict[str, nn.Module] = {"teacher": teacher.module}
         averaging = settings.ema_half_life is not None or settings.ema_share is not None
@@ -119,9 +120,22 @@ class Distillation:
         self.drawn: Tensor | None = None
         self.control: dict[str, Tensor] = {}
 
+    def begin(self) -> Denoiser:
+        """The student as it is before its training."""
+        return self.teacher.replace(network=begun_as(self.teacher.module, self.settings))
+
     @property
     def calls(self) -> int:
         return self.grid.calls - (self.afs is not None)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when an interrupted run goes on, beside its settings."""
+        return {
+            "teacher": self.teacher.card.get("sha256"),
+            "grid": self.grid.to_dict(),
+            "prompts": self.prompts_fingerprint,
+        }
 
     def prepare(self, draw: Draw) -> dict[str, Tensor]:
         """Fresh noise z, and a class or prompt for each row: all that a method without data needs."""
@@ -130,7 +144,7 @@ class Distillation:
 
     def sampler(self, networks: Networks) -> Student:
         """To be looked at, without a recipe."""
-        return Student(self.teacher.replace(network=networks["student"]), self.grid, self.afs, {})
+        return Student(self.student.replace(network=networks["student"]), self.grid, self.afs, {})
 
     def as_student(self, networks: Networks, cost: Mapping[str, Any] | None = None) -> Student:
         """With its recipe; with its cost comes the evidence."""
@@ -204,24 +218,30 @@ class Distillation:
 
     def picture(self, networks: Networks) -> Image:
         """Teacher, its best solver at as many calls and the student, the same noise in each column."""
+        return labelled_rows([(label, images[:COLUMNS]) for label, images in self.rows(networks)])
+
+    def rows(self, networks: Networks) -> list[tuple[str, Tensor]]:
         best, control = self.best_control()
-        rows = [
+        return [
             (f"teacher\n{FINE['calls']} calls", self.teacher_at_its_best()),
             (f"teacher\n{self.calls * (1 + (self.settings.guidance != 1))} calls, {best}", control),
             (f"student\n{self.calls} calls", self.student_images(networks)),
         ]
-        return labelled_rows([(label, images[:COLUMNS]) for label, images in rows])
 
     def best_control(self) -> tuple[str, Tensor]:
         """The teacher with the good solver, on its usual or a tuned grid, that comes nearest to its fine solution in as many
         steps; each is a network call, and two with guidance."""
         if not self.control:
-            grids = {name: grid_for(self.target, name, self.calls, end="zero", afs=None) for name in ("auto", TUNED)}
-            self.control = {
-                solver + f" on {name}" * (name == TUNED): self.sampled(solver=solver, grid=grid)
-                for solver, (name, grid) in product(CONTROL, grids.items())
-            }
+            self.control = {name: self.sampled(**way) for name, way in self.controls().items()}
         return min(self.control.items(), key=lambda item: self.distance(item[1]))
+
+    def controls(self) -> dict[str, dict[str, Any]]:
+        """How the teacher is sampled beside the student, by name."""
+        grids = {name: grid_for(self.target, name, self.calls, end="zero", afs=None) for name in ("auto", TUNED)}
+        return {
+            solver + f" on {name}" * (name == TUNED): {"solver": solver, "grid": grid}
+            for solver, (name, grid) in product(CONTROL, grids.items())
+        }
 
     def distance(self, images: Tensor) -> float:
         return root_mean_square(images, self.teacher_at_its_best())

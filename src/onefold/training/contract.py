@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from onefold import seeds
 
 TOLD = "told."  # begins the names of what networks are told beside the state
+HOST = "host."  # begins the names of what stays on the CPU, such as the numbers of noise levels
 
 
 def told(conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from onefold.pictures import save_png
 from onefold.progress import Progress, Tell, silent
 from onefold.training.budget import Budget
 from onefold.training.checkpoint import optimizer_tensors, restore_optimizer
-from onefold.training.contract import Batch, Draw, Method, Update
+from onefold.training.contract import HOST, Batch, Draw, Method, Update
 from onefold.training.ema import Averages
 from onefold.training.folder import RunFolder
 from onefold.training.logs import Window
@@ -221,7 +221,7 @@ class Engine:
             Batch(
                 self.step,
                 min(self.progress, 1.0),
-                {k: v.to(self.device, non_blocking=True) for k, v in tensors.items()},
+                {k: v if k.startswith(HOST) else v.to(self.device, non_blocking=True) for k, v in tensors.items()},
             )
             for tensors in drawn
         ]

@@ -1,0 +1,233 @@
+"""SFDDM: Single-Fold Distillation for Diffusion Models (Hong et al. 2024, arXiv 2405.14961).
+
+The student is a diffusion model of T' steps of its own. Its chain is the teacher's, observed at the steps phi_1 < ... < phi_T' only,
+A'_t = A_{phi_t}, and at every step it learns the teacher's prediction for the same noisy input:
+
+    L = E_t E_{x_0, e} g_t | eps_teacher(x'_t, phi_t) - eps_student(x'_t, t) |^2,   x'_t = sqrt(A'_t) x_0 + sqrt(1 - A'_t) e
+
+One fold leads to any T' and any phi. What minimises L is the teacher itself in T' DDIM steps on the same phi, never better. So the
+default goes beyond the paper: with `parts` = K > 1, the student learns the one step that lands where K teacher steps land.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from onefold import seeds
+from onefold.conditions import Conditions
+from onefold.denoiser import Denoiser
+from onefold.errors import UserError
+from onefold.grids import TUNED, Grid, karras, kept_steps, subsequence, times_of, uniform
+from onefold.losses import distance
+from onefold.methods.base import begun_as, begun_with
+from onefold.methods.chain import Chain, ChainSettings
+from onefold.networks.features import layer_of, with_features
+from onefold.networks.folding import fold_to_index
+from onefold.networks.variants import fresh, resized
+from onefold.process import EDM, VE, Indexed, Process, Tabled, kept
+from onefold.sampling import grid_for
+from onefold.targets import fine_grid
+from onefold.training.contract import Update
+
+PAPER: dict[str, Any] = {
+    "phi": "uniform",
+    "time": "index",
+    "begin": "teacher",
+    "parts": 1,
+    "states": "data",
+    "loss": "l2",
+    "weight": "output",
+    "feature_weight": 0.0,
+    "ema_half_life": None,
+    "ema_share": None,
+}
+OFFICIAL: dict[str, Any] = {
+    **PAPER,
+    "phi": "start",
+    "begin": "random",
+    "loss": "l1",
+    "feature_weight": 1.0,
+    "lr": 2e-4,
+    "schedule": "constant",
+    "batch_size": 50,
+    "dropout": True,
+}
+
+
+class SFDDMSettings(ChainSettings):
+    """Settings of SFDDM."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": PAPER, "official": OFFICIAL}
+
+    phi: str | list[int] = Field(
+        "auto",
+        description="the teacher's steps that are kept: uniform (as published), start (as in the published code), logsnr, karras, quadratic, "
+        "gits, concentrated:0.4, scattered, or a rising list of 1-based steps; auto is the process's usual",
+    )
+    levels: int | None = Field(
+        None, ge=2, description="steps of the table into which a teacher without one is divided, say 1000; null for the others"
+    )
+    parts: int = Field(
+        4, ge=1, description="K: teacher steps in one student step; 1 is the paper, more is ours and what makes it better than its teacher's DDIM"
+    )
+    time: Literal["index", "teacher"] = Field(
+        "index", description="what the student's network is told: its own index t (as published), or the teacher's time at phi_t"
+    )
+    begin: Literal["auto", "folded", "teacher", "random"] = Field(
+        "auto",
+        description="its first weights: folded is the teacher with its time solved again, so that index t means phi_t; teacher is as it is; "
+        "auto is folded for time=index",
+    )
+    widths: list[int] | None = Field(
+        None, description="channels at each resolution of a smaller or larger student, which begins at random; null: the teacher's"
+    )
+    layers: int | None = Field(None, ge=1, description="residual blocks at each resolution of such a student")
+    feature_weight: float = Field(
+        0.0, ge=0, description="of the L1 distance of features inside both networks (published code: 1)"
+    )
+    features: str = Field("conv_out", description="the layer whose input is compared then, the same name in both networks")
+
+    @model_validator(mode="after")
+    def fit_together(self) -> Self:
+        other = self.widths is not None or self.layers is not None
+        if other and self.begin in ("folded", "teacher"):
+            raise UserError(
+                f"begin={self.begin} takes the teacher's weights, which do not fit other widths or layers; leave begin at auto, or widths and layers out"
+            )
+        if self.lora and (other or self.time == "index" or self.begin == "random"):
+            raise UserError("lora trains beside the teacher's own weights and time; set time=teacher, and leave begin, widths and layers out")
+        if self.time == "teacher" and self.begin == "folded":
+            raise UserError("begin=folded is for time=index; with time=teacher nothing is to be folded, use begin=teacher")
+        if self.feature_weight and self.compile:
+            raise UserError("features are seen through hooks, which compiled networks do not have; set compile=false or feature_weight=0")
+        if self.feature_weight and self.guidance != 1:
+            raise UserError("guidance makes the teacher's features two; set feature_weight=0 or guidance=1")
+        return self
+
+    @property
+    def beginning(self) -> str:
+        if self.begin != "auto":
+            return self.begin
+        if self.widths is not None or self.layers is not None:
+            return "random"
+        return "folded" if self.time == "index" else "teacher"
+
+
+class SFDDM(Chain):
+    """SFDDM: one fold to a diffusion model of any number of steps, which leaves as a plain DDIM or DDPM pipeline."""
+
+    settings: SFDDMSettings
+
+    def __init__(self, teacher: Denoiser, settings: SFDDMSettings) -> None:
+        grid = student_grid(teacher, settings)
+        super().__init__(teacher, fine_grid(teacher, grid, settings.parts), settings.parts, grid, settings)
+        if settings.feature_weight:
+            self.add_features(settings.features)
+        self.notes = (*self.notes, *remarks(settings))
+
+    def begin(self) -> Denoiser:
+        chosen, seed = self.settings, seeds.mix(self.settings.seed, seeds.NETWORK)
+        network = begun_network(self.teacher, self.strided, chosen, seed)
+        card = {**self.teacher.card, "parameters": sum(p.numel() for p in network.parameters())}
+        if chosen.time == "teacher":
+            return self.teacher.replace(network=network, card=card)
+        process = kept(self.teacher.process, self.strided.sigmas[:-1].flip(0))
+        if isinstance(process, Indexed):  # no scheduler's config has a place for it
+            card["levels"] = ["inf" if level == float("inf") else level for level in process.sigmas.tolist()]
+        return self.teacher.replace(network=network, process=process, continuous_time=False, card=card)
+
+    def own_grid(self) -> Grid:
+        strided = self.strided
+        times = times_of(self.student.process, strided.sigmas)
+        return Grid(**{**vars(strided), "times": times})
+
+    # -- features --------------------------------------------------------------------------------------------------
+
+    def add_features(self, name: str) -> None:
+        """A linear map where the widths differ; it learns with the student and is not part of it."""
+        teacher, student = (channels_of(layer_of(model.module, name), name) for model in (self.teacher, self.student))
+        if teacher != student:
+            projection = nn.Conv2d(student, teacher, 1)
+            self.networks["projection"] = projection
+            self.optimizers["main"].add_param_group({"params": list(projection.parameters())})
+
+    def update(self, x: Tensor, level: Tensor, cond: Conditions) -> Update:
+        if not self.settings.feature_weight:
+            return super().update(x, level, cond)
+        target, wanted = with_features(self.teacher.module, self.settings.features, lambda: self.aim(x, level, cond))
+        output, found = with_features(
+            self.student.module, self.settings.features, lambda: self.student.denoise(x, self.levels[level], cond)
+        )
+        found = self.networks["projection"](found) if "projection" in self.networks else found
+        apart = distance("l1", found, wanted.detach(), "mean")
+        loss = self.compare(output, target, level)
+        return Update(loss + self.settings.feature_weight * apart, logs={"loss_output": loss, "loss_features": apart})
+
+
+def channels_of(layer: nn.Module, name: str) -> int:
+    if not isinstance(layer, nn.Conv2d):
+        raise UserError(f"features={name} is a {type(layer).__name__}; name a Conv2d, whose input are features in two dimensions")
+    return layer.in_channels
+
+
+def begun_network(teacher: Denoiser, strided: Grid, chosen: SFDDMSettings, seed: int) -> nn.Module:
+    if chosen.widths is not None or chosen.layers is not None:
+        return resized(teacher.module, chosen.widths, chosen.layers, seed).requires_grad_(True)
+    match chosen.beginning:
+        case "random":
+            return fresh(teacher.module, seed).requires_grad_(True)
+        case "folded":
+            times = teacher.process.time(strided.sigmas[:-1].flip(0))
+            return fold_to_index(teacher.module, times.tolist()).requires_grad_(True)
+    return begun_as(teacher.module, chosen)
+
+
+def remarks(settings: SFDDMSettings) -> list[str]:
+    """What a user should know before the work begins."""
+    said = []
+    copied = settings.beginning == "folded" or (settings.time == "teacher" and settings.beginning == "teacher")
+    if settings.parts > 1:
+        said.append(f"targets: {settings.parts} teacher steps in each of the student's, our extension of SFDDM; parts=1 is the paper's")
+    if settings.parts == 1 and copied:
+        said.append(
+            "the loss is zero from the start: the student begins as its teacher in as many DDIM steps, and that is all that SFDDM can reach; "
+            "set parts=4 to go beyond it"
+        )
+    return said
+
+
+# --- the chain: which of the teacher's steps ---------------------------------------------------------------------------
+
+
+def student_grid(teacher: Denoiser, settings: SFDDMSettings) -> Grid:
+    table = table_of(teacher, settings.levels)
+    if settings.phi == TUNED:  # asks the teacher, and another device might tune it another way
+        tuned = begun_with(settings) or grid_for(teacher.replace(guidance=settings.guidance), TUNED, settings.calls, end="zero", afs=None)
+        return in_teachers_time(tuned.snap(table), teacher)
+    phi = kept_steps(table, settings.calls, settings.phi, seed=settings.seed)
+    return in_teachers_time(subsequence(table, phi), teacher)
+
+
+def in_teachers_time(grid: Grid, teacher: Denoiser) -> Grid:
+    return Grid(**{**vars(grid), "times": times_of(teacher.process, grid.sigmas)})
+
+
+def table_of(teacher: Denoiser, levels: int | None) -> Tabled:
+    """The teacher's own table, or one that a continuous teacher is divided into: evenly in time, EDM's as its paper does."""
+    process = teacher.process
+    if isinstance(process, Tabled):
+        if levels is not None:
+            raise UserError(f"{teacher.name!r} has a table of {len(process.sigmas)} steps of its own; leave levels out")
+        return process
+    if levels is None:
+        raise UserError(
+            f"{teacher.name!r} has continuous noise levels, and SFDDM keeps steps of a table; set levels, say levels=1000, to divide them"
+        )
+    return kept(process, divided(process, levels).sigmas[:-1].flip(0))
+
+
+def divided(process: Process, levels: int) -> Grid:
+    return karras(process, levels) if isinstance(process, EDM | VE) else uniform(process, levels)
