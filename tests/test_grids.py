@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from onefold.errors import UserError
 from onefold.grids import (
     SCHEDULES,
     Grid,
-    even_steps,
     explicit,
     karras,
     logsnr,
@@ -163,98 +160,6 @@ def test_from_inf_the_schedule_goes_on_at_the_finite_top(schedule: Callable[...,
 def test_mistakes_are_named(make: Callable[[], Grid], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
-
-
-# --- sub-sequences ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("steps", [1, 2, 16, 100, 128, 1000])
-def test_student_levels_are_the_teachers_bit_for_bit(steps: int) -> None:
-    grid = subsequence(LINEAR, steps)
-    assert grid.phi is not None
-    index = torch.tensor(grid.phi) - 1
-    assert torch.equal(grid.sigmas[:-1].flip(0), LINEAR.sigmas[index])
-    # a'_t = A_phi_t / A_phi_(t-1) with A_0 = 1 multiply up to the table again
-    table = torch.cat([torch.ones(1, dtype=DOUBLE), LINEAR.alphas_cumprod[index]])
-    ratios = table[1:] / table[:-1]
-    assert bool(((ratios > 0) & (ratios < 1)).all())
-    assert torch.allclose(ratios.cumprod(0), LINEAR.alphas_cumprod[index], rtol=1e-12, atol=0)
-    assert torch.allclose(1 / (1 + grid.sigmas[:-1].flip(0) ** 2), LINEAR.alphas_cumprod[index], rtol=1e-12, atol=0)
-
-
-def published_sigmoid_table(steps: int = 1024) -> Tensor:
-    """The sigmoid schedule of the published runs: sigmoid from -3 to 3, normalised, betas at most 0.999."""
-    edge = torch.sigmoid(torch.linspace(-3, 3, steps + 1, dtype=DOUBLE))
-    table = (edge[-1] - edge) / (edge[-1] - edge[0])
-    return (1 - (1 - table[1:] / table[:-1]).clamp(0, 0.999)).cumprod(0)
-
-
-def test_the_two_anchors() -> None:
-    assert even_steps(1024, 128) == tuple(range(8, 1025, 8))
-    assert [step - 1 for step in even_steps(1024, 128, anchor="start")] == list(range(0, 1024, 8))
-    assert [step - 1 for step in even_steps(1024, 100, anchor="start")] == [1024 * i // 100 for i in range(100)]
-    process = DiscreteVP(published_sigmoid_table())
-    for steps, index, signal in [
-        (128, 1016, 0.0020855),
-        (32, 992, 0.0098),
-        (16, 960, 0.021823),
-        (2, 512, 0.498),
-        (1, 0, 0.9997),
-    ]:
-        grid = subsequence(process, steps, anchor="start")
-        assert grid.phi is not None
-        assert grid.phi[-1] == index + 1
-        given = float(process.alphas_cumprod[index])
-        assert given == pytest.approx(signal, abs=0.5 * 10.0 ** -len(str(signal).split(".")[1]))
-        assert float(grid.sigmas[0]) == pytest.approx(math.sqrt((1 - given) / given), rel=1e-12)
-
-
-@pytest.mark.parametrize("anchor", ["end", "start"])
-@pytest.mark.parametrize(("total", "steps"), [(1000, 3), (1000, 999), (1024, 100), (7, 5), (1000, 16), (5, 5), (1, 1)])
-def test_steps_that_do_not_divide(total: int, steps: int, anchor: str) -> None:
-    phi = even_steps(total, steps, anchor=anchor)  # type: ignore[arg-type]
-    assert len(phi) == steps
-    assert all(lower < upper for lower, upper in pairwise(phi))
-    assert 1 <= phi[0] <= phi[-1] <= total
-    assert (phi[-1] == total) if anchor == "end" else (phi[0] == 1)
-    if anchor == "end":
-        assert all(abs(step - t * total / steps) <= 0.5 for t, step in enumerate(phi, 1))
-
-
-@pytest.mark.parametrize("steps", [0, -1, 1001, 2.5, True])
-def test_impossible_numbers_of_steps(steps: Any) -> None:
-    with pytest.raises(UserError):
-        even_steps(1000, steps)
-
-
-def test_ratio_mode_refuses_remainders() -> None:
-    assert even_steps(1000, 8, strict=True) == tuple(range(125, 1001, 125))
-    with pytest.raises(UserError, match="do not divide"):
-        even_steps(1000, 3, strict=True)
-
-
-@pytest.mark.parametrize(
-    "phi", [[], [5, 3], [3, 3], [0, 5], [-2, 5], [1, 1001], [1001, 3], [1.5, 3], [1, True], ["1", 2]]
-)
-def test_bad_lists_are_refused_and_left_alone(phi: list[Any]) -> None:
-    before = list(phi)
-    with pytest.raises(UserError):
-        subsequence(LINEAR, phi)
-    assert phi == before
-
-
-def test_good_lists_are_taken_and_left_alone() -> None:
-    phi = [1, 7, 500]
-    assert subsequence(LINEAR, phi).phi == (1, 7, 500)
-    assert subsequence(LINEAR, torch.tensor(phi)) == subsequence(LINEAR, phi)
-    assert phi == [1, 7, 500]
-    assert subsequence(LINEAR, 1).phi == (1000,)
-    assert subsequence(LINEAR, range(1, 1001)).phi == subsequence(LINEAR, 1000).phi
-
-
-def test_subsequences_need_a_table() -> None:
-    with pytest.raises(UserError, match="no table"):
-        subsequence(EDM(), 4)
 
 
 # --- sub-division -----------------------------------------------------------------------------------------------------

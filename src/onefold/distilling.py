@@ -36,12 +36,30 @@ def distill(
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
     chosen = choose({**(read_yaml(config) if config else {}), **settings, **given})
     teacher = with_form(teacher) if isinstance(teacher, Denoiser) else teacher
-    RunFolder(Path(chosen.out)).check(chosen.model_dump(mode="json"))
-    engine = build_engine(chosen, teacher, progress, tell or ignore)
-    engine.run()
+    engine = run_stages(chosen, teacher, progress, tell or ignore)
     how: dict[str, Any] = {"device": str(engine.device), "precision": engine.precision}
     del engine  # and with it the networks of the training
     return load_student(Path(chosen.out) / "student", teacher=own_teacher(teacher, chosen.teacher), **how)
+
+
+def run_stages(chosen: Any, teacher: str | Path | Denoiser | None, progress: Progress | None, say: Tell) -> Engine:
+    """Every stage is a run of its own, and begins with the student of the one before; finished ones are left as they are."""
+    *earlier, last = chosen.stages()
+    folder = RunFolder(Path(last.out))
+    folder.check(last.model_dump(mode="json"))
+    if earlier:  # their folders lie in it
+        folder.open(last.model_dump(mode="json"))
+        folder.close()
+    before: Path | None = None
+    for stage in earlier:
+        result = Path(stage.out) / "student"
+        RunFolder(Path(stage.out)).check(stage.model_dump(mode="json"))
+        if not result.is_dir():
+            build_engine(stage, teacher, progress, say, before).run()
+        before = result
+    engine = build_engine(last, teacher, progress, say, before)
+    engine.run()
+    return engine
 
 
 def own_teacher(given: str | Path | Denoiser | None, name: str) -> Denoiser | str | None:
@@ -61,13 +79,19 @@ def choose(values: dict[str, Any]) -> Any:
     return build(find(values.get("method", "sfd"))[1], values)
 
 
-def build_engine(chosen: Any, teacher: str | Path | Denoiser | None, progress: Progress | None, say: Tell) -> Engine:
+def build_engine(
+    chosen: Any,
+    teacher: str | Path | Denoiser | None,
+    progress: Progress | None,
+    say: Tell,
+    before: Path | None = None,
+) -> Engine:
     device, precision = devices.choose(chosen.device, chosen.precision, say)
     loaded = teacher if isinstance(teacher, Denoiser) else load_teacher(chosen.teacher, device=str(device))
     ready = loaded.replace(precision=precision).to(device)
     ready = ready if chosen.prompts is None else ready.with_prompts(chosen.prompts)
     ready.check_told()
-    method = find(chosen.method)[0](ready, chosen)
+    method = find(chosen.method)[0](ready, chosen, *([] if before is None else [before]))
     for note in method.notes:
         say(note)
     return Engine(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 MOST_LETTERS = 2000  # of a sentence, which may quote what a file says
 
@@ -28,6 +30,21 @@ def suggest(name: str, known: Iterable[str]) -> str:
     known, name = sorted(known), name[:100]  # the search takes long for what is long
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}"
+
+
+def check_choice(what: str, value: Any, known: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise UserError(f"{what} is {value!r}{suggest(str(value), known)}")
+
+
+def whole_number(what: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise UserError(f"{what} is {value!r}; it must be a whole number of 1 or more")
+    return number
 
 
 def first_line(error: BaseException) -> str:

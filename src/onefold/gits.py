@@ -22,8 +22,8 @@ from torch import Tensor
 from onefold import seeds
 from onefold.conditions import Conditions
 from onefold.denoiser import Denoiser
-from onefold.errors import UserError
-from onefold.grids import End, Grid, make_grid, whole_number, with_table
+from onefold.errors import UserError, whole_number
+from onefold.grids import End, Grid, make_grid, with_table
 from onefold.progress import Progress, silent
 from onefold.solvers import AFS, analytic_denoised, euler_step, get_solver
 

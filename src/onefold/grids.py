@@ -11,20 +11,19 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from fractions import Fraction
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from onefold.errors import UserError, first_line, suggest
+from onefold.errors import UserError, check_choice, first_line, suggest, whole_number
 from onefold.process import ContinuousVP, DiscreteVP, Flow, Process, Tabled, as_sigma
+from onefold.subsequences import Anchor, checked_steps, even_steps
 
 Start = Literal["prior", "ve"]
 End = Literal["zero", "sigma_min"]
 Space = Literal["power", "log", "time", "root"]
-Anchor = Literal["end", "start"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,38 +297,6 @@ def usual_schedule(process: Process) -> str:
     return "uniform" if isinstance(process, Flow) else "karras"
 
 
-# --- sub-sequences of a discrete teacher ------------------------------------------------------------------------------
-
-
-def even_steps(total: int, steps: int, *, anchor: Anchor = "end", strict: bool = False) -> tuple[int, ...]:
-    """phi_1 < ... < phi_T', 1-based. "end": phi_t = round(t T / T'), which reaches T. "start": floor((t - 1) T / T') + 1,
-    which begins at 1 (the anchor of the published code). strict: T' must divide T."""
-    check_choice("anchor", anchor, get_args(Anchor))
-    steps = whole_number("the number of steps", steps)
-    if steps > total:
-        raise UserError(f"{steps} steps do not fit into the teacher's {total}; ask for at most {total}")
-    if strict and total % steps:
-        raise UserError(f"{steps} steps do not divide the teacher's {total}; use a divisor or strict=False")
-    if anchor == "start":
-        return tuple(t * total // steps + 1 for t in range(steps))
-    return tuple(round(Fraction(t * total, steps)) for t in range(1, steps + 1))
-
-
-def checked_steps(total: int, steps: Sequence[Any]) -> tuple[int, ...]:
-    """An explicit sub-sequence, or the reason why it is none."""
-    if not steps:
-        raise UserError("the sub-sequence is empty; give at least one step")
-    phi = tuple(whole_number("a step of the sub-sequence", step) for step in steps)
-    if max(phi) > total:
-        raise UserError(f"step {max(phi)} lies beyond the teacher's {total}; steps are 1-based, from 1 to {total}")
-    for lower, upper in pairwise(phi):
-        if lower >= upper:
-            raise UserError(
-                f"step {upper} follows step {lower}; a sub-sequence rises strictly, sort it and drop repeats"
-            )
-    return phi
-
-
 # --- axes along which levels are spaced -------------------------------------------------------------------------------
 
 
@@ -447,21 +414,6 @@ def check_levels(sigmas: Tensor) -> None:
         raise UserError(
             f"levels must fall strictly and stay at or above 0, not [{shown}]; check for repeats, or use fewer calls"
         )
-
-
-def check_choice(what: str, value: Any, known: Sequence[str]) -> None:
-    if not isinstance(value, str) or value not in known:
-        raise UserError(f"{what} is {value!r}{suggest(str(value), known)}")
-
-
-def whole_number(what: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1 or isinstance(value, bool):
-        raise UserError(f"{what} is {value!r}; it must be a whole number of 1 or more")
-    return number
 
 
 def levels_of(values: Any) -> Tensor:

@@ -264,7 +264,7 @@ class Indexed(Tabled):
         return self.whole.prior_scale(sigma)
 
 
-def kept(process: Process, sigmas: Tensor) -> Tabled:
+def indexed(process: Process, sigmas: Tensor) -> Tabled:
     """The process of a student that knows these rising levels only, by their index: variance preserving models stay such."""
     if isinstance(process, DiscreteVP):
         places = torch.searchsorted(process.sigmas, sigmas)
@@ -332,7 +332,7 @@ def edm_scales(a: Tensor, b: Tensor, sigma_data: float, floor: float) -> tuple[T
 
 
 def beta_table(schedule: str, steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:
-    """The named beta schedules of the field, in float64."""
+    """The named beta schedules of the field, in float64; diffusers knows all but "sigmoid_alpha" by these names."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     match schedule:
         case "linear":
@@ -341,12 +341,19 @@ def beta_table(schedule: str, steps: int = 1000, start: float = 1e-4, end: float
             return (ramp * (math.sqrt(end) - math.sqrt(start)) + math.sqrt(start)).square()
         case "sigmoid":
             return torch.sigmoid(12 * ramp - 6) * (end - start) + start
+        case "sigmoid_alpha":  # of SFDDM's runs: A itself is a sigmoid, from 1 to 0
+            edge = torch.sigmoid(3 - 6 * torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+            return falling_betas(edge - edge[-1])
         case "squaredcos_cap_v2":
-            edge = torch.cos((torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
-            betas: Tensor = (1 - edge[1:] / edge[:-1]).clamp(max=0.999)
-            return betas
-    known = ("linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2")
+            angle = (torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * math.pi / 2
+            return falling_betas(torch.cos(angle) ** 2)
+    known = ("linear", "scaled_linear", "sigmoid", "sigmoid_alpha", "squaredcos_cap_v2")
     raise UserError(f"unknown beta schedule {schedule!r}{suggest(schedule, known)}")
+
+
+def falling_betas(edge: Tensor) -> Tensor:
+    """Betas whose alphas_cumprod follow a curve from edge[0] down to 0, cut where it would end."""
+    return (1 - edge[1:] / edge[:-1]).clamp(max=0.999)
 
 
 def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:

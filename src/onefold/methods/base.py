@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -69,6 +69,10 @@ class DistillSettings(RunSettings):
     )
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def stages(self) -> Sequence[Self]:
+        """Runs that lead to the result one after the other, each from the last one's student; the last is this one."""
+        return [self]
 
     @model_validator(mode="before")
     @classmethod

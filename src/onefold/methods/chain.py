@@ -18,13 +18,14 @@ from pydantic import Field
 from torch import Tensor
 
 from onefold.conditions import Conditions
-from onefold.denoiser import Denoiser, coefficient, spread
+from onefold.denoiser import Denoiser, spread
 from onefold.errors import UserError, suggest
 from onefold.grids import Grid
-from onefold.losses import Loss, distance, elbo_weights, root_mean_square
+from onefold.losses import Loss, distance, root_mean_square
 from onefold.methods.base import Distillation, DistillSettings
 from onefold.methods.examples import Examples
-from onefold.process import as_sigma, to_x0
+from onefold.posterior import elbo_weights
+from onefold.process import to_x0
 from onefold.solvers import get_solver
 from onefold.targets import denoised_target, rollout, step_target
 from onefold.training.contract import HOST, Batch, Draw, Networks, Update, told

@@ -20,14 +20,15 @@ from onefold import seeds
 from onefold.conditions import Conditions
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
-from onefold.grids import TUNED, Grid, karras, kept_steps, subsequence, times_of, uniform
+from onefold.grids import TUNED, Grid, karras, subsequence, times_of, uniform, usual_schedule
+from onefold.kept import kept_steps
 from onefold.losses import distance
 from onefold.methods.base import begun_as, begun_with
 from onefold.methods.chain import Chain, ChainSettings
 from onefold.networks.features import layer_of, with_features
 from onefold.networks.folding import fold_to_index
 from onefold.networks.variants import fresh, resized
-from onefold.process import EDM, VE, Indexed, Process, Tabled, kept
+from onefold.process import EDM, VE, Indexed, Process, Tabled, indexed
 from onefold.sampling import grid_for
 from onefold.targets import fine_grid
 from onefold.training.contract import Update
@@ -134,7 +135,7 @@ class SFDDM(Chain):
         card = {**self.teacher.card, "parameters": sum(p.numel() for p in network.parameters())}
         if chosen.time == "teacher":
             return self.teacher.replace(network=network, card=card)
-        process = kept(self.teacher.process, self.strided.sigmas[:-1].flip(0))
+        process = indexed(self.teacher.process, self.strided.sigmas[:-1].flip(0))
         if isinstance(process, Indexed):  # no scheduler's config has a place for it
             card["levels"] = ["inf" if level == float("inf") else level for level in process.sigmas.tolist()]
         return self.teacher.replace(network=network, process=process, continuous_time=False, card=card)
@@ -207,7 +208,8 @@ def student_grid(teacher: Denoiser, settings: SFDDMSettings) -> Grid:
     if settings.phi == TUNED:  # asks the teacher, and another device might tune it another way
         tuned = begun_with(settings) or grid_for(teacher.replace(guidance=settings.guidance), TUNED, settings.calls, end="zero", afs=None)
         return in_teachers_time(tuned.snap(table), teacher)
-    phi = kept_steps(table, settings.calls, settings.phi, seed=settings.seed)
+    name = usual_schedule(teacher.process) if settings.phi == "auto" else settings.phi
+    phi = kept_steps(table, settings.calls, name, seed=settings.seed)
     return in_teachers_time(subsequence(table, phi), teacher)
 
 
@@ -226,7 +228,7 @@ def table_of(teacher: Denoiser, levels: int | None) -> Tabled:
         raise UserError(
             f"{teacher.name!r} has continuous noise levels, and SFDDM keeps steps of a table; set levels, say levels=1000, to divide them"
         )
-    return kept(process, divided(process, levels).sigmas[:-1].flip(0))
+    return indexed(process, divided(process, levels).sigmas[:-1].flip(0))
 
 
 def divided(process: Process, levels: int) -> Grid:
