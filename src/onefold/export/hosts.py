@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from onefold.student import Student
 from onefold.teachers.parts import Parts
 
@@ -46,11 +44,3 @@ def parts_of(student: Student) -> Parts:
     """Of a student with frozen parts beside its network."""
     assert isinstance(student.denoiser.form, Parts)
     return student.denoiser.form
-
-
-def time_layers(network: Any) -> list[tuple[nn.Module, nn.Linear]]:
-    """(sinusoid, the first layer that reads it): one of a U-Net, one a block of a transformer."""
-    if hasattr(network, "time_embedding"):
-        return [(network.time_proj, network.time_embedding.linear_1)]
-    embedders = [block.norm1.emb for block in network.transformer_blocks]
-    return [(one.time_proj, one.timestep_embedder.linear_1) for one in embedders]

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from onefold.export.hosts import PIXELS, host_of, time_layers
-from onefold.export.steps import Step, evaluated, start_scale, steps_of
+from onefold.export.hosts import PIXELS, host_of
+from onefold.export.steps import evaluated, start_scale, steps_of
 from onefold.networks.edm import EDMNetwork
+from onefold.networks.folding import WORST, condition, fold_time
 from onefold.networks.unet import import_diffusers
 from onefold.process import EDM, ContinuousVP, DiscreteVP
 from onefold.student import Student
@@ -130,33 +131,11 @@ def table_of_betas(levels: list[float], stride: int) -> list[float]:
 def best_stride(unet: Any, calls: int) -> int | None:
     """The stride whose sinusoids are told apart best; None when none are."""
 
-    def condition(stride: int) -> float:
-        values = torch.linalg.svdvals(sinusoids(unet, [float(entry) for entry in entries_of(calls, stride)]))
-        return float(values[0] / values[-1])
+    def hardness(stride: int) -> float:
+        return condition(unet, [float(entry) for entry in entries_of(calls, stride)])
 
-    stride = min(range(2, TABLE // calls + 1), key=condition, default=None)
-    return stride if stride is not None and condition(stride) < 1e3 else None
-
-
-def sinusoids(network: Any, times: list[float]) -> Tensor:
-    """(len(times), dimensions), as the network computes them."""
-    sinusoid, layer = time_layers(network)[0]
-    values: Tensor = sinusoid(torch.tensor(times, dtype=torch.float32, device=layer.weight.device))
-    return values.double().cpu()
-
-
-@torch.no_grad()
-def fold_time(network: Any, steps: list[Step], entries: tuple[int, ...] | None) -> None:
-    """W' s(entry) = W s(time) for every step, by the smallest change of W; without entries W' is 0 and the bias says it."""
-    real = sinusoids(network, [step.time for step in steps]).T
-    told = None if entries is None else sinusoids(network, [float(entry) for entry in entries]).T
-    for _, layer in time_layers(network):
-        weight = layer.weight.double().cpu()
-        if told is None:
-            layer.bias.add_((weight @ real)[:, 0].to(layer.bias))
-            layer.weight.zero_()
-        else:
-            layer.weight.copy_(weight + weight @ (real - told) @ torch.linalg.pinv(told))
+    stride = min(range(2, TABLE // calls + 1), key=hardness, default=None)
+    return stride if stride is not None and hardness(stride) < WORST else None
 
 
 @torch.no_grad()
@@ -173,7 +152,8 @@ def shipped_network(student: Student) -> Any:
 
 def stock_network(student: Student, form: Stock) -> Any:
     network = shipped_network(student)
-    fold_time(network, steps_of(student), form.entries)
+    told = None if form.entries is None else [float(entry) for entry in form.entries]
+    fold_time(network, [step.time for step in steps_of(student)], told)
     if host_of(student).told == "prompt" and has_guidance(student):
         switch_guidance_off(network)
     return network
