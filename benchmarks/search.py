@@ -55,12 +55,16 @@ def read(name: str) -> list[dict[str, Any]]:
 def run(teacher: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as out:
         student = distill(teacher, method, out=Path(out) / "run", device="cpu", **settings)
+        lines = map(json.loads, (Path(out) / "run" / "metrics.jsonl").read_text().splitlines())
+        validation = [line["validation"] for line in lines if "validation" in line][-1]
     evidence, cost = student.recipe["evidence"], student.recipe["cost"]
     best = evidence["solvers"][evidence["best_solver"]]
     left_out = {"out", "teacher", "method", "device"}
     return {
         "settings": {name: value for name, value in student.recipe["settings"].items() if name not in left_out},
         "student": round(evidence["student"], 5),
+        "validation": {name: round(value, 5) for name, value in validation.items()},
+        "solvers": {name: round(value, 5) for name, value in evidence["solvers"].items()},
         "best_solver": round(best, 5),
         "ratio": round(best / evidence["student"], 3),
         "seconds": cost["seconds"],

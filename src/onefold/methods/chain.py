@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from onefold.conditions import Conditions
 from onefold.denoiser import Denoiser, spread
@@ -82,7 +82,11 @@ class Chain(Distillation):
             )
         network = self.networks["student"]
         network.train(settings.dropout)
-        self.optimizers = {"main": torch.optim.Adam(network.parameters(), lr=settings.lr)}
+        self.optimizers = {"main": torch.optim.Adam(self.groups(network), lr=settings.lr)}
+
+    def groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        """Parameters, by how fast they learn."""
+        return [{"params": list(network.parameters())}]
 
     @property
     def shown(self) -> Denoiser:

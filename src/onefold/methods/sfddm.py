@@ -82,6 +82,9 @@ class SFDDMSettings(ChainSettings):
         description="its first weights: folded is the teacher with its time solved again, so that index t means phi_t; teacher is as it is; "
         "auto is folded for time=index",
     )
+    time_lr: float = Field(
+        1.0, gt=0, description="factor on the rate of the layers that read the time, which must be learnt anew where begin=teacher meets time=index"
+    )
     widths: list[int] | None = Field(
         None, description="channels at each resolution of a smaller or larger student, which begins at random; null: the teacher's"
     )
@@ -139,6 +142,15 @@ class SFDDM(Chain):
         if isinstance(process, Indexed):  # no scheduler's config has a place for it
             card["levels"] = ["inf" if level == float("inf") else level for level in process.sigmas.tolist()]
         return self.teacher.replace(network=network, process=process, continuous_time=False, card=card)
+
+    def groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        """What reads the time may learn faster."""
+        if self.settings.time_lr == 1:
+            return super().groups(network)
+        reads = [p for name, p in network.named_parameters() if name.startswith("time_embedding.")]
+        known = set(map(id, reads))
+        rest = [p for p in network.parameters() if id(p) not in known]
+        return [{"params": rest}, {"params": reads, "scale": self.settings.time_lr}]
 
     def own_grid(self) -> Grid:
         strided = self.strided
