@@ -230,6 +230,75 @@ def test_overwrite_is_an_explicit_wish(here: Here) -> None:
         assert picture.format == "PNG"
 
 
+def test_sample_starts_from_a_file_and_writes_its_states(here: Here) -> None:
+    from onefold.seeds import ImageNoise
+
+    np.save("z.npy", ImageNoise(5, range(3), (1, 8, 8))().numpy())
+    here.sampled("seeded.npz", "--count", 3, "--seed", 5)
+    facts = here.sampled("given.npz", "--count", 3, "--noise", "z.npy", "--labels", 1, "--latents", "states.npz")
+    assert facts["noise"] == "z.npy" and facts["latents"] == "states.npz"
+    here.sampled("same.npz", "--count", 3, "--seed", 5, "--labels", 1)
+    with np.load("given.npz") as given, np.load("same.npz") as same, np.load("states.npz") as path:
+        assert np.array_equal(given["images"], same["images"])
+        assert path["states"].shape == (4, 3, 1, 8, 8) and path["states"].dtype == np.float32
+        assert len(path["sigmas"]) == 4 and path["sigmas"][-1] == 0 and path["sigmas"].dtype == np.float64
+        clean = (path["states"][-1, :, 0].clip(-1, 1) + 1) * 127.5
+        assert abs(clean - given["images"][..., 0]).max() <= 0.51
+    assert "states.npz exists already; choose another --latents" in here.mistake(
+        "sample", "digits8", "--out", "more.png", "--latents", "states.npz"
+    )
+
+
+def test_sample_clips(here: Here) -> None:
+    words = ("--count", 4, "--solver", "euler", "--guidance", 8, "--latents")
+    here.sampled("free.png", *words, "free.npz")
+    assert here.sampled("clipped.png", *words, "clipped.npz", "--clip", "static")["clip"] == "static"
+    with np.load("free.npz") as free, np.load("clipped.npz") as clipped:
+        assert abs(free["states"][-1]).max() > 1.1
+        assert abs(clipped["states"][-1]).max() <= 1
+
+
+def test_sample_adds_noise_to_the_steps_of_a_student(here: Here) -> None:
+    from onefold.grids import karras
+    from onefold.student import Student
+    from onefold.teachers import load_teacher
+
+    teacher = load_teacher("digits8", device="cpu")
+    student = Student(teacher, karras(teacher.process, 3), None, {"method": "none", "teacher": {"name": "digits8"}})
+    student.save("pupil")
+    words = ("sample", "pupil", "--count", 2, "--device", "cpu", "--json", "--out")
+    code, printed, err = here(*words, "pupil.npz", "--eta", 1, "--latents", "pupil-states.npz")
+    assert code == 0, err
+    assert json.loads(printed)["solver"] == "ddim" and json.loads(printed)["eta"] == 1
+    with np.load("pupil-states.npz") as path:
+        assert np.allclose(path["states"][-1], student.sample(2, eta=1.0).numpy(), atol=1e-5)
+        assert path["sigmas"].tolist() == student.grid.sigmas.tolist()
+    assert here.mistake(*words, "no.npz", "--eta", 1, "--solver", "heun").endswith("leave out --solver")
+    assert "eta is 2.0" in here.mistake(*words, "no.npz", "--eta", 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("none.npy", "no such file"),
+        ("text.npy", "no .npy file"),
+        ("pickle.npy", "Python objects"),
+        ("short.npy", "cannot be read"),
+        ("whole.npy", "it holds int64, not floats"),
+        ("folder.npy", "it is a folder"),
+        ("wrong.npy", "noise has shape (3, 1, 8, 8), expected shape (64, 1, 8, 8)"),
+    ],
+)
+def test_noise_that_is_none(name: str, said: str, here: Here) -> None:
+    Path("text.npy").write_text("noise")
+    np.save("pickle.npy", np.array([{}]), allow_pickle=True)
+    np.save("whole.npy", np.zeros((64, 1, 8, 8), np.int64))
+    np.save("wrong.npy", np.zeros((3, 1, 8, 8)))
+    Path("short.npy").write_bytes(Path("wrong.npy").read_bytes()[:300])
+    Path("folder.npy").mkdir()
+    assert said.lower() in here.mistake("sample", "digits8", "--noise", name).lower()
+
+
 # What is said to mistakes ---------------------------------------------------------------------------------------------
 
 
@@ -247,6 +316,8 @@ def test_overwrite_is_an_explicit_wish(here: Here) -> None:
         ("sample x --out file/y.png", "file is a file"),
         ("sample x --out there.png", "there.png exists already; choose another --out or add --overwrite"),
         ("sample x --count 3 --out there", "000001.png exists already"),
+        ("sample x --latents y.npy", "--latents y.npy must end in .npz"),
+        ("sample x --out y.npz --latents y.npz", "choose two names"),
         ("teach", "teach needs DATA"),
         ("teach digits", "teach needs --out"),
         ("teach digits --out r --set lr", "--set takes key=value, not 'lr'"),
@@ -289,6 +360,8 @@ def test_mistakes_that_the_library_finds(line: str, said: str, here: Here) -> No
         (("--labels", "10"), "0 to 9"),
         (("--end", "never"), "never"),
         (("--afs", "always"), "always"),
+        (("--clip", "statik"), "did you mean 'static'?"),
+        (("--eta", "1"), "solver 'ipndm3' has no setting 'eta'"),
         (("--precision", "fp8"), "fp8"),
     ],
 )

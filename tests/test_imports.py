@@ -16,7 +16,7 @@ import onefold
 
 SOURCE = Path(onefold.__file__).parent
 HEAVY = {"torch", "diffusers", "accelerate", "numpy", "matplotlib", "torchvision"}
-COMMANDS = ["distill", "plan", "methods", "sample", "export", "inspect", "teach", "teachers", "demo"]
+COMMANDS = ["distill", "plan", "methods", "sample", "align", "export", "inspect", "teach", "teachers", "demo"]
 FLOORS = {
     "errors",
     "files",

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from onefold.denoiser import Gaussian, GaussianMixture
+import pipelines
+from onefold.clipping import dynamic
+from onefold.codec import Codec
+from onefold.denoiser import Denoiser, Gaussian, GaussianMixture
 from onefold.errors import UserError
-from onefold.grids import karras
+from onefold.grids import explicit, karras
 from onefold.process import DiscreteVP, Flow, beta_table, zero_terminal_snr
 from onefold.sampling import labels_for, sample
 from onefold.seeds import ImageNoise, generator, integer, mix, uniform
 from onefold.solvers import SOLVERS
+from onefold.student import Student
 from onefold.teachers import load_teacher
 
 
@@ -177,3 +183,179 @@ def test_an_exact_teacher_takes_levels_of_any_kind_at_once() -> None:
     assert torch.allclose(mixed, torch.stack(alone)) and float(mixed[0, 0]) == pytest.approx(0.3)
     points = GaussianMixture(torch.tensor([[-1.0], [1.0]]))  # data of two points: std 0
     assert points(torch.tensor([[0.9]]), 1e-30).tolist() == [[1.0]]
+
+
+# --- clipping ---------------------------------------------------------------------------------------------------------
+
+BRIGHT = GaussianMixture(torch.tensor([[[[1.4, -1.2], [0.3, 0.9]]], [[[-1.5, 0.2], [1.1, -0.4]]]]), 0.3)
+LEVELS = [20.0, 4.0, 1.0, 0.2, 0.0]
+
+
+def by_hand(limit: Any, z: torch.Tensor) -> torch.Tensor:
+    """DDIM as it is published: of the clipped image the noise is derived again, and both are put together one level lower."""
+    x = LEVELS[0] * z
+    for sigma, to in pairwise(LEVELS):
+        image = limit(BRIGHT(x, sigma))
+        x = image + to * (x - image) / sigma
+    return x
+
+
+def thresholded(images: torch.Tensor) -> torch.Tensor:
+    clipped = []
+    for image in images:
+        s = max(1.0, float(np.quantile(image.abs().numpy(), 0.995)))
+        clipped.append(image.clamp(-s, s) / s)
+    return torch.stack(clipped)
+
+
+@pytest.mark.parametrize(("clip", "limit"), [("static", lambda image: image.clamp(-1, 1)), ("dynamic", thresholded)])
+def test_clipped_sampling_is_ddim_with_the_noise_derived_again(clip: Any, limit: Any) -> None:
+    settings: dict[str, Any] = {"solver": "euler", "grid": LEVELS, "seed": 4}
+    images = sample(BRIGHT, 6, clip=clip, **settings)
+    z = ImageNoise(4, range(6), BRIGHT.shape)()
+    assert torch.allclose(images, by_hand(limit, z), atol=1e-5)
+    free = sample(BRIGHT, 6, **settings)
+    assert images.abs().max() <= 1 and free.abs().max() > 1.2
+    assert torch.allclose(free, by_hand(lambda image: image, z), atol=1e-5)
+
+
+def test_dynamic_clipping_looks_at_each_image_alone_and_leaves_tame_ones() -> None:
+    tame, wild = torch.linspace(-0.9, 0.9, 192).reshape(1, 3, 8, 8), torch.linspace(-3, 3, 192).reshape(1, 3, 8, 8)
+    wild[0, 0, 0, 0] = 50.0  # an outlier is cut, not followed
+    both = dynamic(torch.cat([tame, wild]))
+    assert torch.equal(both[:1], tame) and torch.equal(both[1:], dynamic(wild))
+    s = float(np.quantile(wild.abs().numpy(), 0.995))
+    assert 1 < s < 6 and float(both[1, 0, 0, 0]) == pytest.approx(1)
+    assert torch.allclose(both[1, 1], wild[0, 1] / s, rtol=1e-3)  # single precision places the quantile
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_every_solver_can_be_clipped(solver: str) -> None:
+    """The last step gives the clipped image itself; a network that leaves the range comes back into it."""
+    images = sample(BRIGHT, 3, solver=solver, calls=8, clip="static")
+    assert images.abs().max() <= 1 + 1e-6
+    assert not torch.allclose(images, sample(BRIGHT, 3, solver=solver, calls=8), atol=1e-2)
+
+
+def test_clipping_is_ddims_of_diffusers(digits: Any) -> None:
+    """Its scheduler with clip_sample and use_clipped_model_output, on the same network, levels and noise."""
+    diffusers = pytest.importorskip("diffusers")
+    stock = diffusers.DDIMScheduler(prediction_type="v_prediction", clip_sample=True, timestep_spacing="trailing")
+    process = DiscreteVP.from_betas(beta_table("linear"))
+    torch.manual_seed(0)
+    network = pipelines.pixel_unet(1)
+    model = Denoiser(
+        lambda z, time: 3 * network(z, time).sample, process, prediction="v", shape=(1, 8, 8), continuous_time=False
+    )
+    stock.set_timesteps(5)
+    sigmas = [float(process.sigmas[time]) for time in stock.timesteps]
+    with torch.inference_mode():
+        z = process.prior(ImageNoise(0, range(3), (1, 8, 8))(), sigmas[0]) / math.sqrt(1 + sigmas[0] ** 2)
+        for time in stock.timesteps:
+            output = 3 * network(z, time).sample
+            z = stock.step(output, time, z, use_clipped_model_output=True).prev_sample
+    # its last step ends at the table's first level, which is not clean: the clean image is what it has predicted there
+    images = sample(model, 3, solver="euler", grid=[*sigmas, 0.0], clip="static")
+    assert torch.allclose(images, z, atol=1e-4)
+    assert not torch.allclose(sample(model, 3, solver="euler", grid=[*sigmas, 0.0]), images, atol=0.05)
+
+
+def test_wrong_clips_are_refused(digits: Any) -> None:
+    with pytest.raises(UserError, match="did you mean 'static'"):
+        sample(digits, 2, clip="statik")  # type: ignore[call-overload]
+    latents = BRIGHT.replace(codec=Codec(torch.nn.Identity(), (3, 4, 4), lambda x: x, lambda x: x))
+    with pytest.raises(UserError, match="denoises latents, which have no range"):
+        sample(latents, 2, clip="static")
+
+
+# --- starts and states ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["euler", "ancestral", "heun"])
+def test_the_seeds_own_noise_as_a_start_changes_no_bit(digits: Any, solver: str) -> None:
+    """Also of what a stochastic solver draws later, batch by batch."""
+    settings: dict[str, Any] = {"solver": solver, "calls": 5, "seed": 2, "first": 3, "batch_size": 2}
+    z = ImageNoise(2, range(3, 8), digits.shape)()
+    images = sample(digits, 5, **settings)
+    assert torch.equal(sample(digits, 5, noise=z, **settings), images)
+    assert torch.equal(sample(digits, 5, noise=z.double(), **settings), images)
+    assert not torch.allclose(sample(digits, 5, noise=z.flip(0), **settings), images, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (np.zeros((2, 1, 8, 8), np.float32), r"noise is a ndarray, expected a tensor of shape \(2, 1, 8, 8\)"),
+        (torch.zeros(3, 1, 8, 8), r"shape \(3, 1, 8, 8\), expected shape \(2, 1, 8, 8\)"),
+        (torch.zeros(1, 8, 8), "one for each image"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.long), "expected floats"),
+        (torch.full((2, 1, 8, 8), math.inf), "NaN or infinite"),
+    ],
+)
+def test_wrong_noise_is_refused(digits: Any, noise: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sample(digits, 2, noise=noise)
+
+
+@pytest.mark.parametrize("solver", ["euler", "ancestral", "dpmpp2m"])
+def test_states_lead_from_the_start_to_the_images(digits: Any, solver: str) -> None:
+    grid = karras(digits.process, 4)
+    settings: dict[str, Any] = {"solver": solver, "grid": grid, "seed": 6}
+    images, states = sample(digits, 5, trajectory=True, batch_size=2, **settings)
+    assert states.shape == (5, 5, 1, 8, 8)
+    z = ImageNoise(6, range(5), digits.shape)()
+    assert torch.equal(states[0], grid.start_state(digits.process, z))
+    assert torch.equal(states[-1], images)
+    assert torch.equal(images, sample(digits, 5, batch_size=2, **settings))
+
+
+def test_states_of_latents_are_latents_and_their_images_decoded() -> None:
+    latents = BRIGHT.replace(codec=Codec(torch.nn.Identity(), (1, 4, 4), lambda x: x, lambda x: x.repeat(1, 1, 2, 2)))
+    images, states = sample(latents, 2, calls=3, trajectory=True)
+    assert states.shape == (4, 2, 1, 2, 2)
+    assert torch.equal(images, states[-1].repeat(1, 1, 2, 2))
+
+
+def test_states_from_infinity_begin_with_the_noise() -> None:
+    teacher = Gaussian(torch.zeros(3), 0.5, process=Flow())
+    _, states = sample(teacher, 2, calls=3, trajectory=True)
+    assert torch.equal(states[0], ImageNoise(0, range(2), (3,))())
+
+
+# --- students ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_student_takes_the_same_options_and_steps_with_noise_of_its_own(digits: Any) -> None:
+    grid = karras(digits.process, 3)
+    student = Student(digits, grid, None, {})
+    for eta in (0.5, 1.0):
+        noisy = sample(digits, 3, solver="ddim", grid=grid, eta=eta)
+        assert torch.equal(student.sample(3, eta=eta), noisy)
+    assert torch.equal(student.sample(3, eta=0.0), sample(digits, 3, solver="euler", grid=grid))
+    z = ImageNoise(8, range(3), digits.shape)()
+    images, states = student.sample(3, noise=z, clip="static", trajectory=True)
+    assert states.shape == (4, 3, 1, 8, 8) and torch.equal(states[-1], images) and images.abs().max() <= 1
+    assert torch.equal(states[0], grid.start_state(digits.process, z))
+    assert student.way["solver"] == "euler"
+    for eta in (1.5, -0.1, math.nan):
+        with pytest.raises(UserError, match="eta is"):
+            student.sample(2, eta=eta)
+
+
+def test_a_students_step_with_eta_one_draws_from_the_posterior() -> None:
+    """Of q(x_t | x_s, x0) in the network's coordinates (A the cumulative alphas, a = A_s / A_t, b = 1 - a): mean
+    sqrt(A_t) b / (1 - A_s) x0 + sqrt(a) (1 - A_t) / (1 - A_s) x_s, variance b (1 - A_t) / (1 - A_s)."""
+    process = DiscreteVP.from_betas(beta_table("linear"))
+    upper, lower = float(process.alphas_cumprod[700]), float(process.alphas_cumprod[300])
+    s, t = (math.sqrt((1 - level) / level) for level in (upper, lower))
+    exact = Gaussian(torch.full((1,), 0.7), 0.0, process=process)  # its denoised image is always 0.7
+    student = Student(exact, explicit([s, t], end="sigma_min"), None, {})
+    count, a = 5, upper / lower
+    start = torch.linspace(-1, 1, count).unsqueeze(1)
+    draws = ImageNoise(3, range(count), (1,))
+    _, second = draws(), draws()
+    _, states = student.sample(count, seed=3, noise=start, eta=1.0, trajectory=True)
+    x_s, x_t = states[0] * math.sqrt(upper), states[1] * math.sqrt(lower)
+    mean = math.sqrt(lower) * (1 - a) / (1 - upper) * 0.7 + math.sqrt(a) * (1 - lower) / (1 - upper) * x_s
+    spread = math.sqrt((1 - a) * (1 - lower) / (1 - upper))
+    assert torch.allclose(x_t, mean + spread * second, atol=1e-5)

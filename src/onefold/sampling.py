@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from onefold import seeds
+from onefold.clipping import Clip, check_clip, clipped
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.gits import gits_grid
@@ -19,6 +20,7 @@ from onefold.grids import TUNED, End, Grid, make_grid
 from onefold.progress import Progress, silent
 from onefold.seeds import NoiseSource
 from onefold.solvers import AFS, get_solver, steps_for
+from onefold.starts import starting_with, unit_noise
 
 
 def labels_for(teacher: Denoiser, seed: int, indices: Sequence[int]) -> Tensor | None:
@@ -29,6 +31,54 @@ def labels_for(teacher: Denoiser, seed: int, indices: Sequence[int]) -> Tensor |
     if teacher.classes is None:
         return None
     return torch.tensor([seeds.integer(teacher.classes, seed, seeds.LABEL, index) for index in indices])
+
+
+@overload
+def sample(
+    teacher: str | Path | Denoiser,
+    count: int,
+    *,
+    solver: str = "ipndm3",
+    calls: int = 10,
+    seed: int = 0,
+    grid: str | Grid | Sequence[float] = "auto",
+    end: End = "zero",
+    afs: AFS | None = None,
+    labels: Sequence[int] | None = None,
+    prompts: str | Path | Sequence[str] | None = None,
+    guidance: float | None = None,
+    clip: Clip | None = None,
+    noise: Tensor | None = None,
+    trajectory: Literal[False] = False,
+    batch_size: int = 64,
+    first: int = 0,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Tensor: ...
+
+
+@overload
+def sample(
+    teacher: str | Path | Denoiser,
+    count: int,
+    *,
+    solver: str = "ipndm3",
+    calls: int = 10,
+    seed: int = 0,
+    grid: str | Grid | Sequence[float] = "auto",
+    end: End = "zero",
+    afs: AFS | None = None,
+    labels: Sequence[int] | None = None,
+    prompts: str | Path | Sequence[str] | None = None,
+    guidance: float | None = None,
+    clip: Clip | None = None,
+    noise: Tensor | None = None,
+    trajectory: Literal[True],
+    batch_size: int = 64,
+    first: int = 0,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def sample(
@@ -44,16 +94,25 @@ def sample(
     labels: Sequence[int] | None = None,
     prompts: str | Path | Sequence[str] | None = None,
     guidance: float | None = None,
+    clip: Clip | None = None,
+    noise: Tensor | None = None,
+    trajectory: bool = False,
     batch_size: int = 64,
     first: int = 0,
     progress: Progress | None = None,
     **settings: Any,
-) -> Tensor:
-    """Images `first` .. `first + count - 1` of a seed: floats N C H W on the CPU, the data's range being [-1, 1]; they are not clipped.
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Images `first` .. `first + count - 1` of a seed: floats N C H W on the CPU, the data's range being [-1, 1].
 
     `calls` are network calls an image may cost (guidance doubles them); a solver that needs two for a step makes half the
     steps, and a `grid` of given levels says by itself how many. `labels` are repeated over the images; without them each
     image draws its own. `prompts` (a list, or a file with one a line) take turns too. Further settings are the solver's, such as eta of `ddim`.
+
+    Images are clipped only with `clip`, which bounds what the network says before each step: "static" to [-1, 1], "dynamic"
+    by each image's 99.5 % quantile. `noise` (count x the network's shape, of standard deviation 1) is where the images
+    start instead of the seed's noise; what a stochastic solver draws later stays the seed's. With `trajectory` the answer
+    is (images, states): states (steps + 1, count, *shape), from the start to the clean one, as x0 + sigma eps in the
+    network's own space; at sigma = inf that is the noise itself.
     """
     if isinstance(teacher, (str, Path)):
         from onefold.teachers import load_teacher
@@ -62,16 +121,24 @@ def sample(
     model = teacher if guidance is None else teacher.replace(guidance=guidance)
     model = model if prompts is None else model.with_prompts(prompts)
     check_request(model, count, calls, batch_size, labels)
+    check_clip(model, clip)
+    starts = None if noise is None else unit_noise(noise, count, model.shape)
     report = progress or silent
-    plan = Plan(solver, plan_grid(model, solver, calls, grid, end, afs, report), afs, settings)
+    plan = Plan(solver, plan_grid(model, solver, calls, grid, end, afs, report), afs, settings, clip)
     report(0, count, begin=True)
-    parts = []
+    images: list[Tensor] = []
+    paths: list[Tensor] = []
     for indices in batches(first, count, batch_size):
-        parts.append(plan.run(model, seed, indices, chosen_labels(model, seed, indices, labels)).cpu())
+        draws: NoiseSource = seeds.ImageNoise(seed, indices, model.shape)
+        if starts is not None:
+            draws = starting_with(starts[indices.start - first : indices.stop - first], draws)
+        states = plan.solve(model, draws, chosen_labels(model, seed, indices, labels), trajectory=trajectory)
+        images.append(model.images(states[-1]).cpu())
+        paths += [torch.stack([state.cpu() for state in states])] if trajectory else []
         report(indices.stop - first, count)
     if model is not teacher:
         teacher.calls += model.calls
-    return torch.cat(parts)
+    return (torch.cat(images), torch.cat(paths, dim=1)) if trajectory else torch.cat(images)
 
 
 def plan_grid(
@@ -119,6 +186,7 @@ class Plan:
     grid: Grid
     afs: AFS | None
     settings: Mapping[str, Any]  # the solver's own
+    clip: Clip | None = None
 
     def run(self, teacher: Denoiser, seed: int, indices: range, labels: Tensor | None) -> Tensor:
         """Images of these numbers; a solver's further noise is theirs too."""
@@ -133,11 +201,11 @@ class Plan:
         noise: NoiseSource = lambda: draws().to(device)  # noqa: E731
         cond = {key: value.to(device) for key, value in teacher.conditions(labels).items()}
         start = self.grid.start_state(teacher.process, noise())
-        solve, sigmas = get_solver(self.solver), self.grid.sigmas
+        solve, denoise, sigmas = get_solver(self.solver), clipped(teacher, self.clip), self.grid.sigmas
         how: dict[str, Any] = {"cond": cond, "noise": noise, "afs": self.afs, **self.settings}
         if not trajectory:
-            return [solve(teacher, start, sigmas, **how)]
-        return list(solve(teacher, start, sigmas, trajectory=True, **how)[1])
+            return [solve(denoise, start, sigmas, **how)]
+        return list(solve(denoise, start, sigmas, trajectory=True, **how)[1])
 
 
 def check_request(teacher: Denoiser, count: int, calls: int, batch_size: int, labels: Sequence[int] | None) -> None:

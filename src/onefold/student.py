@@ -15,12 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from PIL.Image import Image
 from torch import Tensor
 
 from onefold.card import PICTURE, page
+from onefold.clipping import Clip
 from onefold.data import open_picture
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
@@ -75,6 +76,11 @@ class Student:
         """How to sample it, as arguments of `onefold.sample`."""
         return {"solver": "euler", "grid": self.grid, "afs": self.afs}
 
+    def way_with(self, eta: float) -> dict[str, Any]:
+        """The same with fresh noise in each step: eta = 1 is ancestral sampling, 0 the student's own way."""
+        return self.way if eta == 0 else {**self.way, "solver": "ddim", "eta": eta}
+
+    @overload
     def sample(
         self,
         count: int,
@@ -84,27 +90,74 @@ class Student:
         prompts: str | Path | Sequence[str] | None = None,
         guidance: float | None = None,
         calls: int | None = None,
+        eta: float = 0.0,
+        clip: Clip | None = None,
+        noise: Tensor | None = None,
+        trajectory: Literal[False] = False,
         batch_size: int = 64,
         first: int = 0,
         progress: Progress | None = None,
-    ) -> Tensor:
-        """Images as floats, the data's range being [-1, 1], N C H W; image i depends on (seed, i) only. A student has one number of calls."""
+    ) -> Tensor: ...
+
+    @overload
+    def sample(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        prompts: str | Path | Sequence[str] | None = None,
+        guidance: float | None = None,
+        calls: int | None = None,
+        eta: float = 0.0,
+        clip: Clip | None = None,
+        noise: Tensor | None = None,
+        trajectory: Literal[True],
+        batch_size: int = 64,
+        first: int = 0,
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def sample(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        prompts: str | Path | Sequence[str] | None = None,
+        guidance: float | None = None,
+        calls: int | None = None,
+        eta: float = 0.0,
+        clip: Clip | None = None,
+        noise: Tensor | None = None,
+        trajectory: bool = False,
+        batch_size: int = 64,
+        first: int = 0,
+        progress: Progress | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Images as floats, the data's range being [-1, 1], N C H W; image i depends on (seed, i) only. A student has one
+        number of calls. `eta` adds fresh noise in each step (1: ancestral); `clip`, `noise` and `trajectory` are those of
+        `onefold.sample`."""
         if calls is not None and calls != self.calls:
             raise UserError(
                 f"student {self.name!r} makes {self.calls} calls, not {calls}; distil another one for {calls}"
             )
-        return sample(
-            self.denoiser,
-            count,
-            **self.way,
-            seed=seed,
-            labels=labels,
-            prompts=prompts,
-            guidance=guidance,
-            batch_size=batch_size,
-            first=first,
-            progress=progress,
-        )
+        how: dict[str, Any] = {
+            "seed": seed,
+            "labels": labels,
+            "prompts": prompts,
+            "guidance": guidance,
+            "clip": clip,
+            "noise": noise,
+            "batch_size": batch_size,
+            "first": first,
+            "progress": progress,
+            **self.way_with(eta),
+        }
+        if trajectory:
+            return sample(self.denoiser, count, trajectory=True, **how)
+        images: Tensor = sample(self.denoiser, count, **how)
+        return images
 
     def with_prompts(self, source: str | Path | Sequence[str]) -> Student:
         """Told these texts, for several calls of `sample`: the encoder runs once."""

@@ -146,8 +146,8 @@ def given(settings: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-def must_be_new(paths: Iterable[Path], *, overwrite: bool) -> None:
+def must_be_new(paths: Iterable[Path], *, overwrite: bool, option: str = "--out") -> None:
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
         others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise UserError(f"{existing[0]}{others} exists already; choose another --out or add --overwrite")
+        raise UserError(f"{existing[0]}{others} exists already; choose another {option} or add --overwrite")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onefold.cli.common import given, must_be_new, read_numbers, say, say_json, tell
+from onefold.cli.latents import check_latents, read_noise, save_latents, with_levels
 from onefold.errors import UserError
 from onefold.files import atomic_folder, must_be_writable
 
@@ -58,10 +59,28 @@ def sample_command(
     ] = None,
     afs: Annotated[str | None, typer.Option(help="Spare the first call: ve or vp.", show_default=False)] = None,
     eta: Annotated[
-        float | None, typer.Option(help="Fresh noise in each step of ddim: 0 none, 1 as DDPM.", show_default=False)
+        float | None,
+        typer.Option(
+            help="Fresh noise in each step, for --solver ddim and for students: 0 none (DDIM), 1 as DDPM.",
+            show_default=False,
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            help="Bound the denoised image before each step: static, to [-1, 1], or dynamic, by its 99.5 % quantile.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Image i depends on the seed and i only.")] = 0,
     first: Annotated[int, typer.Option(min=0, help="The number i of the first image.")] = 0,
+    noise: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start from this noise, not the seed's: a .npy of floats, COUNT x the network's shape, of standard deviation 1.",
+            show_default=False,
+        ),
+    ] = None,
     labels: Annotated[
         str | None, typer.Option(help="Classes, repeated over the images: 0,1,2 or 0-9.", show_default=False)
     ] = None,
@@ -86,17 +105,27 @@ def sample_command(
     out: Annotated[
         Path, typer.Option(help="X.png: one picture; X.npz: arrays; otherwise a folder of PNG files.")
     ] = Path("samples.png"),
+    latents: Annotated[
+        Path | None,
+        typer.Option(
+            help="X.npz: also write `states` (steps + 1, COUNT, ...), from the start to the clean one, as x0 + sigma eps, and their `sigmas`.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Sample images from a teacher or a student.
 
-    A student brings its own solver, grid and calls.
+    A student brings its own solver, grid and calls; --eta adds noise to its steps.
     """
     targets = files(out, first, count)
     must_be_new(targets, overwrite=overwrite)
     must_be_writable(targets[0].parent)
+    if latents is not None:
+        check_latents(latents, out, overwrite=overwrite)
     wanted = read_numbers(labels, "--labels")
+    starts = None if noise is None else read_noise(noise)
     from onefold.sampling import chosen_labels
 
     asked = given({"solver": solver, "calls": calls, "grid": grid, "end": end, "afs": afs, "eta": eta})
@@ -107,9 +136,16 @@ def sample_command(
     texts = prompt or prompts
     model = model if texts is None else model.with_prompts(texts)
     numbers = {"seed": seed, "first": first}
-    images, facts = draw(model, count, labels=wanted, batch_size=batch_size, **way, **numbers)
+    way = {**way, "clip": clip, "noise": starts}
+    if latents is not None:
+        way = {**with_levels(model, way), "trajectory": True}
+    drawn, facts = draw(model, count, labels=wanted, batch_size=batch_size, **way, **numbers)
+    images = drawn if latents is None else drawn[0]
     write(images, chosen_labels(model, seed, range(first, first + count), wanted), out, targets)
-    done = {"teacher": teacher, "count": count, **told, **numbers, "guidance": guidance, **facts, "out": str(out)}
+    if latents is not None:
+        save_latents(drawn[1], way["grid"].sigmas, latents)
+    done = {"teacher": teacher, "count": count, **told, **numbers, "guidance": guidance, "clip": clip}
+    done |= {"noise": noise, **facts, "out": str(out), "latents": latents}
     report(done, as_json=as_json)
 
 
@@ -141,32 +177,35 @@ def load(
         teacher = load_teacher(source, device=device, precision=precision, tell=tell)
         return teacher, way, {**way, "grid": usual_schedule(teacher.process) if way["grid"] == "auto" else way["grid"]}
     student = load_student(source, teacher=own, device=device, precision=precision, tell=tell)
-    if asked.keys() - {"calls"} or asked.get("calls", student.calls) != student.calls:
+    if asked.keys() - {"calls", "eta"} or asked.get("calls", student.calls) != student.calls:
         raise UserError(
             f"student {source} has its own solver and grid of {student.calls} calls; leave out "
-            + ", ".join(f"--{name}" for name in asked)
+            + ", ".join(f"--{name}" for name in asked if name != "eta")
         )
+    eta = asked.get("eta", 0.0)
+    way = student.way_with(eta)
     told = {
-        "solver": "euler",
+        "solver": way["solver"],
         "calls": student.calls,
         "grid": "its own grid",
         "end": student.grid.end,
         "afs": student.afs,
+        "eta": eta,
     }
-    return student.denoiser, student.way, told
+    return student.denoiser, way, told
 
 
-def draw(model: Any, count: int, *, batch_size: int, **how: Any) -> tuple[Tensor, dict[str, object]]:
-    """Images, and what they cost as it was counted."""
+def draw(model: Any, count: int, *, batch_size: int, **how: Any) -> tuple[Any, dict[str, object]]:
+    """What `sample` gives, and what it cost as it was counted."""
     from onefold.progress import terminal_progress
     from onefold.sampling import sample
 
     before, begin = model.calls, time.perf_counter()
     with terminal_progress("sampling") as progress:
-        images = sample(model, count, batch_size=batch_size, progress=progress, **how)
+        drawn = sample(model, count, batch_size=batch_size, progress=progress, **how)
     seconds = time.perf_counter() - begin
     counted = (model.calls - before) / math.ceil(count / batch_size)
-    return images, {
+    return drawn, {
         "counted_calls": counted,
         "seconds": round(seconds, 3),
         "images_per_second": round(count / seconds, 2),
@@ -207,7 +246,8 @@ def report(facts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         say_json(facts)
         return
+    beside = f"; the states on the way are in {facts['latents']}" if facts["latents"] else ""
     say(
         f"{facts['count']} images with {facts['counted_calls']:g} calls each ({facts['solver']} on {facts['grid']}), "
-        f"{facts['seconds']:.1f} s, {facts['images_per_second']:.1f} images/s, are in {facts['out']}"
+        f"{facts['seconds']:.1f} s, {facts['images_per_second']:.1f} images/s, are in {facts['out']}{beside}"
     )

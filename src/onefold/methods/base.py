@@ -194,7 +194,9 @@ class Distillation:
 
     def sampled(self, **how: Any) -> Tensor:
         """Of what the student should become, from the noise that is watched."""
-        return sample(self.target, self.settings.watched, seed=self.settings.seed, batch_size=self.at_once, **how)
+        seed, at_once = self.settings.seed, self.at_once
+        images: Tensor = sample(self.target, self.settings.watched, seed=seed, batch_size=at_once, **how)
+        return images
 
     @property
     def at_once(self) -> int:
