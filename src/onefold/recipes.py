@@ -13,6 +13,8 @@ from onefold.grids import Grid
 from onefold.settings import first_mistake
 from onefold.solvers import AFS
 
+SAME = 1e-6  # of levels that went through a scheduler's betas: 1 - beta keeps few digits of a small number
+
 
 class Piece(BaseModel):
     """What is known is of these types; whatever is said besides is kept."""
