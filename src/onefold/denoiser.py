@@ -32,8 +32,8 @@ def call_plainly(network: Callable[..., Tensor], z: Tensor, time: Tensor, cond: 
 class Form(Protocol):
     """How a model lies in a folder, so that a student can lie there like its teacher."""
 
-    def write(self, network: nn.Module, draft: Path) -> str:
-        """All of it with this network; returns a fingerprint of the network's weights."""
+    def write(self, denoiser: Denoiser, draft: Path) -> str:
+        """All of it with this one's network and process; returns a fingerprint of the network's weights."""
 
 
 class Denoiser:

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.grids import Grid
 from onefold.settings import first_mistake
 from onefold.solvers import AFS
+
+PHI = "phi"  # in a card: the teacher's steps that a student keeps
+SAME = 1e-6  # of levels that went through a scheduler's betas: 1 - beta keeps few digits of a small number
 
 
 class Piece(BaseModel):
@@ -78,3 +83,20 @@ def check_recipe(facts: Mapping[str, Any], path: Path) -> tuple[Grid, AFS | None
     if grid.calls - (afs is not None) < 1:
         raise UserError(f"{path} has a grid without a call of the network; restore it")
     return grid, cast(AFS | None, afs)
+
+
+def must_fit_the_network(grid: Grid, afs: AFS | None, denoiser: Denoiser, card: Mapping[str, Any], path: Path) -> None:
+    """The grid is the one that the network was trained for, as far as the network's own folder tells."""
+    kept = card.get(PHI)
+    if kept is not None and (grid.phi is None or kept != list(grid.phi)):
+        said = None if grid.phi is None else list(grid.phi)
+        raise UserError(f"{path} says phi {said}, but the network was trained for phi {kept}; restore the file")
+    if denoiser.continuous_time:
+        return
+    levels, process = grid.sigmas[afs is not None : -1], denoiser.process
+    off = levels[~torch.isclose(process.sigma(process.time(levels).round()), levels, rtol=SAME, atol=0)]
+    if len(off):
+        raise UserError(
+            f"{path} has a grid with sigma {float(off[0]):.6g}, which is none of the levels that the network was trained for; "
+            "restore the file"
+        )

@@ -29,6 +29,7 @@ from onefold.grids import Grid
 from onefold.networks.lora import FILE
 from onefold.pictures import labelled_rows
 from onefold.progress import Progress, Tell
+from onefold.recipes import PHI
 from onefold.sampling import sample
 from onefold.solvers import AFS
 
@@ -175,9 +176,9 @@ class Student:
         told = {} if self.adapter is None else {"LoRA": ADAPTER}
         texts["README.md"] = page(facts, self.name, self.usage(folder), RECIPE, told)
         picture = self.picture or labelled_rows([(f"{self.calls} calls", self.sample(10))])
-        save_like(
-            self.denoiser, folder, texts, {PICTURE: picture}, {} if self.adapter is None else {FILE: self.adapter}
-        )
+        others = {} if self.adapter is None else {FILE: self.adapter}
+        more = {} if self.grid.phi is None else {PHI: list(self.grid.phi)}
+        save_like(self.denoiser, folder, texts, {PICTURE: picture}, others, more)
 
     def usage(self, folder: Path) -> str:
         from onefold.teachers.own import OwnForm
@@ -217,6 +218,7 @@ def load_student(
     from onefold.files import place_of, read_json
     from onefold.teachers import load_teacher
     from onefold.teachers.own import WEIGHTS, load_own_student
+    from onefold.teachers.parts import CARD
 
     path = place_of(folder)
     path = path / "student" if (path / "student").is_dir() else path
@@ -229,13 +231,15 @@ def load_student(
         raise UserError(
             f"{path / RECIPE} has format {facts.get('format')!r}, this version reads {FORMAT}; use the version that wrote it"
         )
-    from onefold.recipes import check_recipe
+    from onefold.recipes import check_recipe, must_fit_the_network
 
     recipe = {key: value for key, value in facts.items() if key not in ("format", "calls", "grid", "afs")}
     grid, afs = check_recipe(facts, path / RECIPE)
     how: dict[str, Any] = {"device": device, "precision": precision, "tell": tell}
     own = (path / WEIGHTS).is_file()
     denoiser = load_own_student(path, teacher, **how) if own else load_teacher(path, **how)
+    card = read_json(path / CARD) if (path / CARD).is_file() else {}
+    must_fit_the_network(grid, afs, denoiser, card, path / RECIPE)
     adapter = partial(shutil.copyfile, path / FILE) if (path / FILE).is_file() else None
     return Student(denoiser, grid, afs, recipe, read_picture(path / PICTURE), adapter)
 

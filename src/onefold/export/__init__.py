@@ -19,9 +19,9 @@ from torch import Tensor
 
 from onefold import card, seeds
 from onefold.errors import UserError
-from onefold.export.hosts import PIXELS, host_of, parts_of
+from onefold.export.hosts import CHAIN, PIXELS, Host, Stock, host_of, parts_of
 from onefold.export.steps import evaluated, start_scale, steps_of
-from onefold.export.stock import Stock, has_guidance, shipped_network, stock_form, stock_network
+from onefold.export.stock import has_guidance, shipped_network, stock_form, stock_network
 from onefold.files import atomic_folder, read_json
 from onefold.networks.edm import EDMNetwork
 from onefold.networks.lora import FILE
@@ -67,15 +67,15 @@ def export(student: Student, folder: str | Path) -> Exported:
         )
     with atomic_folder(target) as draft:
         save_pipeline(student, form, draft)
-        difference = check(student, draft, custom=isinstance(form, str))
+        difference = check(student, form, draft)
         exported = Exported(
             folder=str(target),
-            pipeline="StudentPipeline" if isinstance(form, str) else host_of(student).pipeline,
+            pipeline="StudentPipeline" if isinstance(form, str) else form.host.pipeline,
             scheduler=None if isinstance(form, str) else type(form.scheduler).__name__,
             custom=form if isinstance(form, str) else None,
             largest_difference=difference,
         )
-        describe(student, exported, target.name, draft)
+        describe(student, form, exported, draft)
     return exported
 
 
@@ -83,8 +83,8 @@ def save_pipeline(student: Student, form: Stock | str, draft: Path) -> None:
     if isinstance(form, str):
         save_own_pipeline(student, draft)
     elif host_of(student) is PIXELS:
-        pipeline = import_diffusers().ConsistencyModelPipeline(stock_network(student, form), form.scheduler)
-        pipeline.save_pretrained(draft)
+        pipeline = getattr(import_diffusers(), form.host.pipeline)
+        pipeline(unet=stock_network(student, form), scheduler=form.scheduler).save_pretrained(draft)
     else:
         save_in_host(student, form, draft)
 
@@ -130,13 +130,13 @@ def save_own_pipeline(student: Student, draft: Path) -> None:
         edm.bring_code(draft, index)
 
 
-def check(student: Student, draft: Path, *, custom: bool) -> float:
+def check(student: Student, form: Stock | str, draft: Path) -> float:
     """The largest difference between the student's images and the pipeline's, for the same noise."""
     shipped = student.denoiser.replace(network=shipped_network(student), precision="fp32", guidance=1.0)
     if shipped.encode_texts is not None:
         shipped = shipped.with_prompts(CHECKED_TEXTS)
     ours = replace(student, denoiser=shipped).sample(CHECKED)
-    theirs = draw(draft, student, told_to(student, CHECKED, custom=custom), custom=custom)
+    theirs = draw(draft, student, told_to(student, form, CHECKED), custom=isinstance(form, str))
     difference = float((ours.clamp(-1, 1) - theirs).abs().max())
     if not difference < CLOSE:
         raise UserError(
@@ -146,9 +146,13 @@ def check(student: Student, draft: Path, *, custom: bool) -> float:
     return difference
 
 
-def told_to(student: Student, count: int, *, custom: bool) -> dict[str, Any]:
+def host_for(student: Student, form: Stock | str) -> Host:
+    return host_of(student) if isinstance(form, str) else form.host
+
+
+def told_to(student: Student, form: Stock | str, count: int) -> dict[str, Any]:
     """The pipeline's arguments for the first images of seed 0."""
-    host, labels = host_of(student), labels_for(student.denoiser, 0, range(count))
+    host, custom, labels = host_for(student, form), isinstance(form, str), labels_for(student.denoiser, 0, range(count))
     if host.told == "prompt":
         return {"prompt": [CHECKED_TEXTS[index % len(CHECKED_TEXTS)] for index in range(count)], **host.call}
     told: dict[str, Any] = {} if labels is None else {"class_labels": labels.tolist()}
@@ -169,8 +173,9 @@ def draw(folder: Path, student: Student, told: Mapping[str, Any], *, custom: boo
     return 2 * torch.from_numpy(images).permute(0, 3, 1, 2) - 1
 
 
-def describe(student: Student, exported: Exported, name: str, draft: Path) -> None:
+def describe(student: Student, form: Stock | str, exported: Exported, draft: Path) -> None:
     """The recipe, the picture and the model card."""
+    name = Path(exported.folder).name
     told = exported.as_dict() | {"folder": name}
     stock = "unet" if host_of(student) is PIXELS else parts_of(student).network
     network = "network" if exported.custom else stock
@@ -182,26 +187,26 @@ def describe(student: Student, exported: Exported, name: str, draft: Path) -> No
     checked = (
         f"images equal the student's own to {exported.largest_difference:.0e}, {CHECKED} images, float32 on the CPU"
     )
-    text = card.page(facts, name, usage(student, exported, name), FACTS, {"export checked": checked})
+    text = card.page(facts, name, usage(student, form, name), FACTS, {"export checked": checked})
     (draft / "README.md").write_text(text)
 
 
-def usage(student: Student, exported: Exported, name: str) -> str:
+def usage(student: Student, form: Stock | str, name: str) -> str:
     """One call that loads and samples, and what to know of it."""
-    trust = ", trust_remote_code=True" if exported.custom else ""
+    trust = ", trust_remote_code=True" if isinstance(form, str) else ""
     return f"""```python
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{name}"{trust})
-images = pipe({", ".join(arguments(student, exported))}).images
+images = pipe({", ".join(arguments(student, form))}).images
 ```
-{" ".join(to_know(student, exported))}{beside_the_base(student, exported, name)}"""
+{" ".join(to_know(student, form))}{ancestrally(student, form)}{beside_the_base(student, form, name)}"""
 
 
-def arguments(student: Student, exported: Exported) -> list[str]:
-    host, classes, steps = host_of(student), student.denoiser.classes, f"num_inference_steps={student.calls}"
+def arguments(student: Student, form: Stock | str) -> list[str]:
+    host, classes, steps = host_for(student, form), student.denoiser.classes, f"num_inference_steps={student.calls}"
     labels = [] if classes is None else [f"class_labels=[{', '.join(str(i % classes) for i in range(8))}]"]
-    if exported.custom:
+    if isinstance(form, str):
         return ["batch_size=8", *labels]
     given = [f"{name}={value!r}" for name, value in host.call.items() if not has_guidance(student)]
     if host.told == "prompt":
@@ -209,17 +214,19 @@ def arguments(student: Student, exported: Exported) -> list[str]:
     return [*(["batch_size=8"] if host.takes_size else []), *labels, steps, *given]
 
 
-def to_know(student: Student, exported: Exported) -> list[str]:
-    host, classes, steps = host_of(student), student.denoiser.classes, f"num_inference_steps={student.calls}"
-    if exported.custom:
+def to_know(student: Student, form: Stock | str) -> list[str]:
+    host, classes, steps = host_for(student, form), student.denoiser.classes, f"num_inference_steps={student.calls}"
+    if isinstance(form, str):
+        said = [f"The folder brings its own `pipeline.py` (that is what `trust_remote_code` is for): {form}."]
+    elif form.scheduler.config.num_train_timesteps == student.calls:
         said = [
-            f"The folder brings its own `pipeline.py` (that is what `trust_remote_code` is for): {exported.custom}."
+            f"Keep `{steps}`: the network knows these levels only. More steps raise, fewer run and give wrong images."
         ]
     else:
         said = [f"Keep `{steps}`: the network knows these noise levels only, and the pipeline does not refuse others."]
-    if classes is not None and (exported.custom or host.takes_size):
+    if classes is not None and (isinstance(form, str) or host.takes_size):
         said.append(f"Classes are 0 to {classes - 1}; without `class_labels` they are drawn at random.")
-    if not host.call or exported.custom:
+    if "guidance_scale" not in host.call or isinstance(form, str):
         return [*said, "No guidance: each step is one network call."]
     if has_guidance(student):
         folded = f"Guidance {student.recipe['settings']['guidance']:g} is folded into the network: each step is one network call"
@@ -227,9 +234,25 @@ def to_know(student: Student, exported: Exported) -> list[str]:
     return [*said, "With `guidance_scale=1.0` each step is one network call; more guidance costs two."]
 
 
-def beside_the_base(student: Student, exported: Exported, name: str) -> str:
+def ancestrally(student: Student, form: Stock | str) -> str:
+    """The other way in which a chain is sampled."""
+    if host_for(student, form) is not CHAIN:
+        return ""
+    return f"""
+
+With new noise in each step (DDPM's ancestral sampling), after loading as above:
+```python
+from diffusers import DDPMPipeline, DDPMScheduler
+
+scheduler = DDPMScheduler.from_config(pipe.scheduler.config, variance_type="fixed_small")
+images = DDPMPipeline(pipe.unet, scheduler)(batch_size=8, num_inference_steps={student.calls}).images
+```"""
+
+
+def beside_the_base(student: Student, form: Stock | str, name: str) -> str:
     """How to put a LoRA on one's own copy of the teacher: there the noise levels are given with the call."""
-    if student.adapter is None or host_of(student).told != "prompt" or exported.scheduler != "EulerDiscreteScheduler":
+    by_levels = not isinstance(form, str) and type(form.scheduler).__name__ == "EulerDiscreteScheduler"
+    if student.adapter is None or host_of(student).told != "prompt" or not by_levels:
         return ""
     levels = ", ".join(f"{level:.8g}" for level in evaluated(student))
     return f"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,17 @@ class Host:
     scales_start: bool = True  # by the scheduler's own start; otherwise it begins at unit noise with a DDIM scheduler
 
 
+@dataclass(frozen=True)
+class Stock:
+    """A scheduler in its host, and what makes the network hear the right times from it."""
+
+    scheduler: Any
+    host: Host
+    adapt: Callable[[Any], Any]
+
+
 PIXELS = Host("ConsistencyModelPipeline", "class_labels", {})
+CHAIN = Host("DDIMPipeline", None, {"eta": 0.0})  # of pixels without classes, with a DDIM scheduler of just its levels
 NO_GUIDANCE = {"guidance_scale": 1.0}
 HOSTS = {
     host.pipeline: host

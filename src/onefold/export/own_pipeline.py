@@ -56,9 +56,10 @@ class StudentPipeline(DiffusionPipeline):  # type: ignore[misc]
         z = randn_tensor(shape, generator=generator, device=device) if latents is None else latents.to(device)
         x = self.config.start * z.float()
         labels = self.labels(len(z), class_labels)
+        whole = network.config.get("time_embedding_type") == "learned"
         for scale, time, skip, out, keep, add in self.progress_bar(steps):
             seen = scale * x
-            times = torch.full((len(x),), time, device=device)
+            times = torch.full((len(x),), round(time) if whole else time, device=device)
             output = network(seen.to(network.dtype), times, class_labels=labels).sample[:, :channels].float()
             x = keep * x + add * (skip * seen + out * output)
         x = x if self.vae is None else self.vae.decode((x / self.vae.config.scaling_factor).to(self.vae.dtype)).sample

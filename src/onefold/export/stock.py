@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from onefold.export.hosts import PIXELS, host_of
+from onefold.export.chain import can_learn_indices, chain_form, knows_indices
+from onefold.export.hosts import PIXELS, Stock, host_of
 from onefold.export.steps import evaluated, start_scale, steps_of
 from onefold.networks.edm import EDMNetwork
 from onefold.networks.folding import WORST, condition, fold_time
@@ -26,14 +27,6 @@ from onefold.teachers.schedulers import DIFFUSERS_NAMES
 
 TOLD_OF_GUIDANCE = 4  # numbers, the fewest that the pipelines can make
 TABLE = 1000  # entries at most, as in the field's own schedulers
-
-
-@dataclass(frozen=True)
-class Stock:
-    """A scheduler for the student's host, and the time steps it tells the network; None: a constant is folded in."""
-
-    scheduler: Any
-    entries: tuple[int, ...] | None
 
 
 def stock_form(student: Student) -> Stock | str:
@@ -58,37 +51,49 @@ def obstacle(student: Student) -> str | None:
         return f"its stock pipeline, {host.pipeline}, takes no classes"
     if not isinstance(config.sample_size, int):
         return "its images are not square"
-    if config.get("time_embedding_type", "positional") != "positional":
-        return f"its network has a {config.time_embedding_type} time embedding"
     return None
+
+
+def embedding_of(network: Any) -> str:
+    kind: str = network.config.get("time_embedding_type", "positional")
+    return kind
 
 
 def vp_form(student: Student) -> Stock | str:
     levels, start, host = evaluated(student), start_scale(student), host_of(student)
-    stride = best_stride(student.denoiser.module, len(levels) - 1)
+    stride = None if knows_indices(student) else best_stride(student.denoiser.module, len(levels) - 1)
     if stride is None:
-        return f"its time embedding is too small to tell {len(levels) - 1} steps apart"
+        return form_of_indices(student)
     diffusers, end = import_diffusers(), student.grid.end
     common = {
         "num_train_timesteps": stride * (len(levels) - 1),
         "trained_betas": table_of_betas(levels, stride),
         "prediction_type": DIFFUSERS_NAMES[student.denoiser.prediction],
     }
-    entries = entries_of(len(levels) - 1, stride)
+    entries = [float(entry) for entry in entries_of(len(levels) - 1, stride)]
+    adapt = partial(folded, real=[step.time for step in steps_of(student)], told=entries)
     trailing: dict[str, Any] = {"timestep_spacing": "trailing", "steps_offset": 1}
     # both spacings come to the same entries; "trailing" starts at sigma z, "leading" at sqrt(1 + sigma^2) z
     at_sigma = math.isclose(start, levels[0], rel_tol=1e-9)
     at_prior = math.isinf(levels[0]) or math.isclose(start, math.hypot(1, levels[0]), rel_tol=1e-9)
     if at_sigma and host.scales_start and not math.isinf(levels[0]):
-        return Stock(diffusers.EulerDiscreteScheduler(**common, **trailing, final_sigmas_type=end), entries)
+        return Stock(diffusers.EulerDiscreteScheduler(**common, **trailing, final_sigmas_type=end), host, adapt)
     if not at_prior:
         return no_such_start(student)
     if host is PIXELS and not math.isinf(levels[0]):
         how = {"timestep_spacing": "leading", "steps_offset": stride - 1}
-        return Stock(diffusers.EulerDiscreteScheduler(**common, **how, final_sigmas_type=end), entries)
+        return Stock(diffusers.EulerDiscreteScheduler(**common, **how, final_sigmas_type=end), host, adapt)
     if end != "zero":  # DDIM would end in its own coordinates, a x
         return "no stock scheduler goes from unit noise to sigma_min"
-    return Stock(diffusers.DDIMScheduler(**common, **trailing, clip_sample=False), entries)
+    return Stock(diffusers.DDIMScheduler(**common, **trailing, clip_sample=False), host, adapt)
+
+
+def form_of_indices(student: Student) -> Stock | str:
+    if knows_indices(student) or can_learn_indices(student):
+        return chain_form(student)
+    if embedding_of(student.denoiser.module) != "positional":
+        return f"its network has a {embedding_of(student.denoiser.module)} time embedding"
+    return f"its time embedding is too small to tell {student.calls} steps apart"
 
 
 def no_such_start(student: Student) -> str:
@@ -99,6 +104,8 @@ def no_such_start(student: Student) -> str:
 
 def edm_form(student: Student) -> Stock | str:
     levels, process = evaluated(student), student.denoiser.process
+    if embedding_of(student.denoiser.module) != "positional":
+        return f"its network has a {embedding_of(student.denoiser.module)} time embedding"
     if student.denoiser.prediction != "edm":
         return "stock schedulers for EDM networks know EDM's own prediction only"
     if len(levels) > 2 or student.grid.end != "zero" or not math.isclose(start_scale(student), levels[0], rel_tol=1e-9):
@@ -107,7 +114,7 @@ def edm_form(student: Student) -> Stock | str:
     scheduler = import_diffusers().CMStochasticIterativeScheduler(
         sigma_min=0.0, sigma_max=levels[0], sigma_data=process.sigma_data, clip_denoised=False
     )
-    return Stock(scheduler, None)
+    return Stock(scheduler, host_of(student), partial(folded, real=[steps_of(student)[0].time], told=None))
 
 
 def entries_of(calls: int, stride: int) -> tuple[int, ...]:
@@ -134,6 +141,8 @@ def best_stride(unet: Any, calls: int) -> int | None:
     def hardness(stride: int) -> float:
         return condition(unet, [float(entry) for entry in entries_of(calls, stride)])
 
+    if embedding_of(unet) != "positional":
+        return None
     stride = min(range(2, TABLE // calls + 1), key=hardness, default=None)
     return stride if stride is not None and hardness(stride) < WORST else None
 
@@ -150,10 +159,13 @@ def shipped_network(student: Student) -> Any:
     return network
 
 
+def folded(network: Any, real: list[float], told: list[float] | None) -> Any:
+    fold_time(network, real, told)
+    return network
+
+
 def stock_network(student: Student, form: Stock) -> Any:
-    network = shipped_network(student)
-    told = None if form.entries is None else [float(entry) for entry in form.entries]
-    fold_time(network, [step.time for step in steps_of(student)], told)
+    network = form.adapt(shipped_network(student))
     if host_of(student).told == "prompt" and has_guidance(student):
         switch_guidance_off(network)
     return network

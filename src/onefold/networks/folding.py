@@ -28,7 +28,7 @@ def time_layers(network: Any) -> list[tuple[Sinusoid, nn.Linear]]:
         return of_edm(network)
     if hasattr(network, "time_proj") and hasattr(getattr(network, "time_embedding", None), "linear_1"):
         return [(network.time_proj, network.time_embedding.linear_1)]
-    norms = [getattr(block, "norm1", None) for block in getattr(network, "transformer_blocks", [])]
+    norms: list[Any] = [getattr(block, "norm1", None) for block in getattr(network, "transformer_blocks", [])]
     embedders = [norm.emb for norm in norms if hasattr(norm, "emb")]
     return [(one.time_proj, one.timestep_embedder.linear_1) for one in embedders]
 
@@ -71,18 +71,31 @@ def fold_time(network: Any, real: list[float], told: list[float] | None) -> None
 
 def fold_to_index(network: nn.Module, real: list[float]) -> nn.Module:
     """A copy for which the whole times 0, 1, ... mean the real ones of this list."""
-    told, folded = [float(index) for index in range(len(real))], copy.deepcopy(network)
-    kind = time_embedding(network)
-    if kind != "learned" and time_layers(network) and condition(network, told) < WORST:
-        fold_time(folded, real, told)
-    elif kind in ("positional", "learned"):
-        learn_table(folded, real)
-    else:
+    if not takes_indices(network, len(real)):
         raise UserError(
             f"a {type(network).__name__} cannot be told the numbers 0 to {len(real) - 1} in place of its own times; "
             "let the student keep the teacher's time (time=teacher)"
         )
+    folded = copy.deepcopy(network)
+    if tells_apart(network, len(real)):
+        fold_time(folded, real, indices(len(real)))
+    else:
+        learn_table(folded, real)
     return folded
+
+
+def takes_indices(network: nn.Module, steps: int) -> bool:
+    """Whether `fold_to_index` can be asked for so many."""
+    return tells_apart(network, steps) or time_embedding(network) in ("positional", "learned")
+
+
+def tells_apart(network: nn.Module, steps: int) -> bool:
+    sinusoidal = time_embedding(network) in (None, "positional") and bool(time_layers(network))
+    return sinusoidal and condition(network, indices(steps)) < WORST
+
+
+def indices(steps: int) -> list[float]:
+    return [float(index) for index in range(steps)]
 
 
 def time_embedding(network: nn.Module) -> str | None:

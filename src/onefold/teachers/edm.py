@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from onefold.conditions import Conditions
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.files import atomic_folder, read_json, sha256
 from onefold.networks.edm import EDMNetwork, build_edm
+from onefold.teachers.chains import with_chain, write_chain
 from onefold.teachers.edm_process import Preconditioning, preconditioning
 from onefold.teachers.edm_records import read_records
 from onefold.teachers.folders import name_of
@@ -99,8 +100,9 @@ class EDMForm:
 
     facts: Mapping[str, Any]
 
-    def write(self, network: nn.Module, draft: Path) -> str:
+    def write(self, denoiser: Denoiser, draft: Path) -> str:
         """Into a folder that is being made; returns the tensors' hash."""
+        network = denoiser.module
         if not isinstance(network, EDMNetwork):
             raise UserError(f"a {type(network).__name__} is not an EDM network; save it in the form of its own folder")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -109,6 +111,8 @@ class EDMForm:
         described = {"kind": type(network).__name__, **network.architecture.model_dump(mode="json")}
         facts = {"format": FORMAT, **self.facts, "network": described, "sha256": weights}
         (draft / CARD).write_text(json.dumps(facts, indent=1) + "\n")
+        wrapped = preconditioning(*named(self.facts, "preconditioning"))
+        write_chain(denoiser, (wrapped.process(), wrapped.prediction), draft)
         return weights
 
 
@@ -117,7 +121,7 @@ def save_edm(denoiser: Denoiser, folder: str | Path) -> None:
     if not isinstance(denoiser.form, EDMForm):
         raise UserError(f"{denoiser.name!r} is not an EDM network; save it in the form of the folder it came from")
     with atomic_folder(Path(folder)) as draft:
-        EDMForm({**denoiser.card, "name": denoiser.name}).write(denoiser.module, draft)
+        EDMForm({**denoiser.card, "name": denoiser.name}).write(denoiser, draft)
 
 
 def load_edm_folder(folder: str | Path) -> Denoiser:
@@ -137,7 +141,7 @@ def load_edm_folder(folder: str | Path) -> Denoiser:
     with naming(folder):
         wrapped = preconditioning(*named(card, "preconditioning"))
         network = fill(empty(*named(card, "network")), tensors, lambda tensor: tensor)
-        denoiser = edm_denoiser(network, wrapped, name_of(card, folder))
+        denoiser = with_chain(edm_denoiser(network, wrapped, name_of(card, folder)), folder)
     denoiser.card, denoiser.home = {**card, **denoiser.card}, folder
     denoiser.form = EDMForm(denoiser.card)
     return denoiser

@@ -14,6 +14,8 @@ from PIL.Image import Image
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError, suggest
 from onefold.files import atomic_folder, read_json
+from onefold.recipes import PHI
+from onefold.teachers.chains import WHOLE, as_told
 from onefold.teachers.own import WEIGHTS as OWN_WEIGHTS
 from onefold.teachers.parts import CARD, Parts, read_index
 
@@ -40,7 +42,7 @@ def load_folder(folder: Path) -> Denoiser:
             f"{folder} was exported for plain diffusers, its network's time is changed; give the folder it was exported from"
         )
     if (folder / EDM_CARD).is_file():
-        return load_edm(folder, card)
+        return as_told(load_edm(folder, card), card, folder)
     parts, load = family_of(folder, card)
     teacher = load(parts, card)
     weights = parts.fingerprint
@@ -50,7 +52,7 @@ def load_folder(folder: Path) -> Denoiser:
         )
     teacher.name, teacher.home, teacher.form = name_of(card, folder), folder, parts
     teacher.card = {**card, "index": dict(parts.index), "sha256": weights}
-    return teacher
+    return as_told(teacher, card, folder)
 
 
 def load_edm(folder: Path, card: Mapping[str, Any]) -> Denoiser:
@@ -97,15 +99,19 @@ def save_like(
     texts: Mapping[str, str],
     pictures: Mapping[str, Image],
     others: Mapping[str, Callable[[Path], object]] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """A network in the form of the folder its teacher came from, with further files; `others` write themselves."""
+    """A network in the form of the folder its teacher came from, with further files; `others` write themselves, and `more`
+    goes into its card."""
     if teacher.form is None:
         raise UserError(
             f"{teacher.name!r} did not come from a folder, so there is no form to save it in; load it from one"
         )
     with atomic_folder(folder) as draft:
-        weights = teacher.form.write(teacher.module, draft)
-        facts = {"format": 1, **teacher.card, "name": teacher.name, "sha256": weights}
+        weights = teacher.form.write(teacher, draft)
+        inherited = {key: value for key, value in teacher.card.items() if key not in (WHOLE, PHI)}
+        own = {} if teacher.continuous_time else {WHOLE: True}
+        facts = {"format": 1, **inherited, **own, **(more or {}), "name": teacher.name, "sha256": weights}
         (draft / CARD).write_text(json.dumps(facts, indent=1) + "\n")
         for name, text in texts.items():
             (draft / name).write_text(text)

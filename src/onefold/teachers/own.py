@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,17 +21,23 @@ from onefold.errors import UserError, first_line
 from onefold.files import read_json, sha256
 from onefold.imports import find_function
 from onefold.progress import Tell
+from onefold.teachers.chains import Noised, as_told, with_chain, write_chain
 from onefold.teachers.parts import CARD
 
 WEIGHTS = "network.safetensors"
 
 
+@dataclass(frozen=True)
 class OwnForm:
-    """The network's tensors and nothing else."""
+    """The network's tensors, and its levels where they are not the teacher's."""
 
-    def write(self, network: nn.Module, draft: Path) -> str:
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+    usual: Noised
+
+    def write(self, denoiser: Denoiser, draft: Path) -> str:
+        state = denoiser.module.state_dict()
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
         save_file(tensors, draft / WEIGHTS)
+        write_chain(denoiser, self.usual, draft)
         return sha256(draft / WEIGHTS)
 
 
@@ -53,7 +60,9 @@ def with_form(teacher: Denoiser) -> Denoiser:
     """A teacher that came from no folder, ready to have students."""
     if teacher.form is not None:
         return teacher
-    return teacher.replace(form=OwnForm(), card={**teacher.card, "sha256": weights_hash(teacher)})
+    return teacher.replace(
+        form=OwnForm((teacher.process, teacher.prediction)), card={**teacher.card, "sha256": weights_hash(teacher)}
+    )
 
 
 def weights_hash(teacher: Denoiser) -> str:
@@ -83,7 +92,7 @@ def load_own_student(
     student = made.replace(network=with_weights(made, folder), home=folder, precision=chosen, guidance=1.0).to(place)
     card = read_json(folder / CARD)
     student.name, student.card = str(card.get("name", folder.name)), card
-    return student
+    return as_told(with_chain(student, folder), card, folder)
 
 
 def with_weights(teacher: Denoiser, folder: Path) -> nn.Module:

@@ -17,10 +17,13 @@ from typing import Any
 
 from torch import nn
 
+from onefold.denoiser import Denoiser
 from onefold.errors import UserError, first_line
 from onefold.files import must_be_plain, read_json, sha256
 from onefold.networks.unet import import_diffusers
+from onefold.teachers.chains import write_chain
 from onefold.teachers.fitting import must_fit
+from onefold.teachers.schedulers import read_scheduler
 from onefold.weights import must_be_finite, shapes
 
 INDEX = "model_index.json"
@@ -86,14 +89,15 @@ class Parts:
         """Of the network's weights: of the one file, or of all together."""
         return fingerprint(self.folder(self.network))
 
-    def write(self, network: nn.Module, draft: Path) -> str:
-        """The same model with another network; returns its fingerprint.
+    def write(self, denoiser: Denoiser, draft: Path) -> str:
+        """The same model with another network, and with the scheduler of its process; returns the network's fingerprint.
 
         Without an index: a stock pipeline would load it and sample it on a grid that is not its own.
         """
         self.link_frozen(draft)
-        link_files(self.folder("scheduler"), draft / "scheduler")
-        saved: Any = network
+        if not write_chain(denoiser, read_scheduler(self.folder("scheduler")), draft):
+            link_files(self.folder("scheduler"), draft / "scheduler")
+        saved: Any = denoiser.module
         saved.save_pretrained(draft / self.network)
         return fingerprint(draft / self.network)
 

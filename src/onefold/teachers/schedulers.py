@@ -94,3 +94,22 @@ def positive(config: Mapping[str, Any], name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST <= value <= MOST:
         raise ValueError(f"{name} is {value!r}, expected a positive number up to {MOST:g}")
     return float(value)
+
+
+def betas_of(table: torch.Tensor) -> list[float]:
+    """The trained_betas whose running product is this table of alphas_cumprod: 1 - A[t] / A[t - 1]."""
+    before = torch.cat([torch.ones(1, dtype=torch.float64), table[:-1]])
+    betas: list[float] = (1 - table / before).tolist()
+    return betas
+
+
+def chain_config(table: torch.Tensor, prediction: Prediction) -> dict[str, Any]:
+    """A DDIMScheduler that visits every level of the table and tells the network its number, the highest first."""
+    return {
+        "num_train_timesteps": len(table),
+        "trained_betas": betas_of(table),
+        "prediction_type": DIFFUSERS_NAMES[prediction],
+        "timestep_spacing": "trailing",
+        "set_alpha_to_one": True,
+        "clip_sample": False,
+    }
