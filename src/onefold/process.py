@@ -273,7 +273,7 @@ def indexed(process: Process, sigmas: Tensor) -> Tabled:
             return DiscreteVP(process.alphas_cumprod[places])
     if isinstance(process, (DiscreteVP, ContinuousVP)):
         return DiscreteVP(1 / (1 + sigmas**2))
-    return Indexed(process, sigmas)
+    return Indexed(process.whole if isinstance(process, Indexed) else process, sigmas)
 
 
 def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:

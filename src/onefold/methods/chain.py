@@ -58,7 +58,9 @@ class ChainSettings(DistillSettings):
     )
     dropout: bool = Field(False, description="keep the network's dropout active in training")
     lr: float = Field(3e-4, gt=0, description="of Adam")
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="of the learning rate; the last two fall to 0")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="of the learning rate; the last two fall to 0"
+    )
     clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
 
 
@@ -166,7 +168,9 @@ class Chain(Distillation):
 
 def uses_data(settings: ChainSettings) -> bool:
     if settings.states == "data" and settings.data is None:
-        raise UserError("states=data needs images; give data, for instance --data digits, or states=teacher, which needs none")
+        raise UserError(
+            "states=data needs images; give data, for instance --data digits, or states=teacher, which needs none"
+        )
     if settings.states == "teacher" and settings.data is not None:
         raise UserError(f"states=teacher needs no data, and {settings.data!r} is given; leave one of them out")
     if settings.data is None and settings.flip:

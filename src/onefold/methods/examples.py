@@ -44,7 +44,9 @@ def fitting(teacher: Denoiser, source: str) -> ImageData:
     channels, height, width = shape
     data = load_data(source, size=height if height == width else None, channels=channels)
     if tuple(data.shape) != shape:
-        raise UserError(f"the data's images are {data.shape}, those of {teacher.name!r} {shape}; give data of that shape")
+        raise UserError(
+            f"the data's images are {data.shape}, those of {teacher.name!r} {shape}; give data of that shape"
+        )
     if teacher.classes is not None and data.classes != teacher.classes and "labels" not in teacher.null:
         raise UserError(
             f"{teacher.name!r} is told one of {teacher.classes} classes with each image, the data has {data.classes or 'none'}; "

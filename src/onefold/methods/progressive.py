@@ -37,8 +37,12 @@ class ProgressiveSettings(ChainSettings):
     start: int | None = Field(
         None, ge=2, description="steps of the first fold's teacher, calls x factor^folds; null is calls x factor^4"
     )
-    factor: int = Field(2, ge=2, description="steps of the teacher in one of the student's, in each fold (published: 2)")
-    grid: str = Field("auto", description="spacing of the first fold's steps, of which later ones keep some: a named schedule")
+    factor: int = Field(
+        2, ge=2, description="steps of the teacher in one of the student's, in each fold (published: 2)"
+    )
+    grid: str = Field(
+        "auto", description="spacing of the first fold's steps, of which later ones keep some: a named schedule"
+    )
     solver: str = Field("euler", description="of the teacher's steps; euler is DDIM (as published)")
 
     @model_validator(mode="after")
@@ -52,7 +56,9 @@ class ProgressiveSettings(ChainSettings):
                 f"give calls x {self.factor}^folds, such as start={self.calls * self.factor**3}"
             )
         if self.grid == TUNED:
-            raise UserError("grid=gits is tuned for one number of steps, and folds keep every second one; use a schedule such as auto")
+            raise UserError(
+                "grid=gits is tuned for one number of steps, and folds keep every second one; use a schedule such as auto"
+            )
         return self
 
     @property

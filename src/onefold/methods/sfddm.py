@@ -69,13 +69,18 @@ class SFDDMSettings(ChainSettings):
         "gits, concentrated:0.4, scattered, or a rising list of 1-based steps; auto is the process's usual",
     )
     levels: int | None = Field(
-        None, ge=2, description="steps of the table into which a teacher without one is divided, say 1000; null for the others"
+        None,
+        ge=2,
+        description="steps of the table into which a teacher without one is divided, say 1000; null for the others",
     )
     parts: int = Field(
-        4, ge=1, description="K: teacher steps in one student step; 1 is the paper, more is ours and what makes it better than its teacher's DDIM"
+        4,
+        ge=1,
+        description="K: teacher steps in one student step; 1 is the paper, more is ours and what makes it better than its teacher's DDIM",
     )
     time: Literal["index", "teacher"] = Field(
-        "index", description="what the student's network is told: its own index t (as published), or the teacher's time at phi_t"
+        "index",
+        description="what the student's network is told: its own index t (as published), or the teacher's time at phi_t",
     )
     begin: Literal["auto", "folded", "teacher", "random"] = Field(
         "auto",
@@ -83,16 +88,21 @@ class SFDDMSettings(ChainSettings):
         "auto is folded for time=index",
     )
     time_lr: float = Field(
-        1.0, gt=0, description="factor on the rate of the layers that read the time, which must be learnt anew where begin=teacher meets time=index"
+        1.0,
+        gt=0,
+        description="factor on the rate of the layers that read the time, which must be learnt anew where begin=teacher meets time=index",
     )
     widths: list[int] | None = Field(
-        None, description="channels at each resolution of a smaller or larger student, which begins at random; null: the teacher's"
+        None,
+        description="channels at each resolution of a smaller or larger student, which begins at random; null: the teacher's",
     )
     layers: int | None = Field(None, ge=1, description="residual blocks at each resolution of such a student")
     feature_weight: float = Field(
         0.0, ge=0, description="of the L1 distance of features inside both networks (published code: 1)"
     )
-    features: str = Field("conv_out", description="the layer whose input is compared then, the same name in both networks")
+    features: str = Field(
+        "conv_out", description="the layer whose input is compared then, the same name in both networks"
+    )
 
     @model_validator(mode="after")
     def fit_together(self) -> Self:
@@ -102,11 +112,17 @@ class SFDDMSettings(ChainSettings):
                 f"begin={self.begin} takes the teacher's weights, which do not fit other widths or layers; leave begin at auto, or widths and layers out"
             )
         if self.lora and (other or self.time == "index" or self.begin == "random"):
-            raise UserError("lora trains beside the teacher's own weights and time; set time=teacher, and leave begin, widths and layers out")
+            raise UserError(
+                "lora trains beside the teacher's own weights and time; set time=teacher, and leave begin, widths and layers out"
+            )
         if self.time == "teacher" and self.begin == "folded":
-            raise UserError("begin=folded is for time=index; with time=teacher nothing is to be folded, use begin=teacher")
+            raise UserError(
+                "begin=folded is for time=index; with time=teacher nothing is to be folded, use begin=teacher"
+            )
         if self.feature_weight and self.compile:
-            raise UserError("features are seen through hooks, which compiled networks do not have; set compile=false or feature_weight=0")
+            raise UserError(
+                "features are seen through hooks, which compiled networks do not have; set compile=false or feature_weight=0"
+            )
         if self.feature_weight and self.guidance != 1:
             raise UserError("guidance makes the teacher's features two; set feature_weight=0 or guidance=1")
         return self
@@ -182,7 +198,9 @@ class SFDDM(Chain):
 
 def channels_of(layer: nn.Module, name: str) -> int:
     if not isinstance(layer, nn.Conv2d):
-        raise UserError(f"features={name} is a {type(layer).__name__}; name a Conv2d, whose input are features in two dimensions")
+        raise UserError(
+            f"features={name} is a {type(layer).__name__}; name a Conv2d, whose input are features in two dimensions"
+        )
     return layer.in_channels
 
 
@@ -203,7 +221,9 @@ def remarks(settings: SFDDMSettings) -> list[str]:
     said = []
     copied = settings.beginning == "folded" or (settings.time == "teacher" and settings.beginning == "teacher")
     if settings.parts > 1:
-        said.append(f"targets: {settings.parts} teacher steps in each of the student's, our extension of SFDDM; parts=1 is the paper's")
+        said.append(
+            f"targets: {settings.parts} teacher steps in each of the student's, our extension of SFDDM; parts=1 is the paper's"
+        )
     if settings.parts == 1 and copied:
         said.append(
             "the loss is zero from the start: the student begins as its teacher in as many DDIM steps, and that is all that SFDDM can reach; "
@@ -218,7 +238,9 @@ def remarks(settings: SFDDMSettings) -> list[str]:
 def student_grid(teacher: Denoiser, settings: SFDDMSettings) -> Grid:
     table = table_of(teacher, settings.levels)
     if settings.phi == TUNED:  # asks the teacher, and another device might tune it another way
-        tuned = begun_with(settings) or grid_for(teacher.replace(guidance=settings.guidance), TUNED, settings.calls, end="zero", afs=None)
+        tuned = begun_with(settings) or grid_for(
+            teacher.replace(guidance=settings.guidance), TUNED, settings.calls, end="zero", afs=None
+        )
         return in_teachers_time(tuned.snap(table), teacher)
     name = usual_schedule(teacher.process) if settings.phi == "auto" else settings.phi
     phi = kept_steps(table, settings.calls, name, seed=settings.seed)

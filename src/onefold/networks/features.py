@@ -11,7 +11,7 @@ from onefold.errors import UserError, suggest
 
 
 def layer_of(network: nn.Module, name: str) -> nn.Module:
-    layers = dict(network.named_modules())
+    layers: dict[str, nn.Module] = dict(network.named_modules())
     if name not in layers or not name:
         raise UserError(f"the network has no layer {name!r} to take features from{suggest(name, layers)}")
     return layers[name]

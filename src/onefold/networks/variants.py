@@ -20,7 +20,7 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
         if isinstance(network, EDMNetwork):
             return build_edm(type(network).__name__, network.architecture.model_dump())
         if hasattr(network, "from_config"):
-            made: nn.Module = type(network).from_config(network.config)  # type: ignore[attr-defined]
+            made: nn.Module = type(network).from_config(network.config)
             return made
         return reset(copy.deepcopy(network).cpu())
 
@@ -56,7 +56,7 @@ def resized(network: nn.Module, widths: Sequence[int] | None, layers: int | None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            made: nn.Module = type(network).from_config({**config, **changes})  # type: ignore[attr-defined]
+            made: nn.Module = type(network).from_config({**config, **changes})
         except (ValueError, TypeError, RuntimeError) as error:
             raise UserError(
                 f"a {type(network).__name__} of widths {chosen} cannot be built ({first_line(error)}); change the widths"

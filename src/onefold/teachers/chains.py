@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from onefold.denoiser import Denoiser
-from onefold.errors import UserError
+from onefold.errors import UserError, first_line
 from onefold.networks.unet import import_diffusers
-from onefold.process import DiscreteVP, Prediction, Process
+from onefold.process import DiscreteVP, Indexed, Prediction, Process
 from onefold.teachers.schedulers import chain_config, read_scheduler
 
 FOLDER = "scheduler"
+LEVELS = "levels"  # in a card: those that the network knows by their number
 WHOLE = "whole_times"  # in a card: the network knows the numbers of its levels alone
 Noised = tuple[Process, Prediction]
 
@@ -45,8 +46,20 @@ def same(one: Noised, other: Noised) -> bool:
 
 
 def as_told(denoiser: Denoiser, card: Mapping[str, Any], folder: Path) -> Denoiser:
-    """With whole times only, where the card says so."""
+    """With whole times only, or told the numbers of some levels, where the card says so."""
     whole = card.get(WHOLE, False)
     if not isinstance(whole, bool):
         raise UserError(f"{folder} says {WHOLE} {whole!r}, expected true or false; restore onefold.json")
+    if card.get(LEVELS) is not None:
+        denoiser = denoiser.replace(process=of_levels(denoiser.process, card[LEVELS], folder))
     return denoiser.replace(continuous_time=False) if whole else denoiser
+
+
+def of_levels(process: Process, levels: Any, folder: Path) -> Indexed:
+    """What no scheduler has a place for: levels that are not a variance preserving network's, told by their numbers."""
+    try:
+        return Indexed(process, [float(level) for level in levels])
+    except (TypeError, ValueError, UserError) as error:
+        raise UserError(
+            f"{folder} names {LEVELS} that no network has ({first_line(error)}); restore onefold.json"
+        ) from None
