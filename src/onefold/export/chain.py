@@ -39,9 +39,8 @@ def chain_form(student: Student) -> Stock | str:
     levels = student.grid.sigmas[:-1].flip(0)
     table = torch.where(torch.isinf(levels), 0.0, 1 / (1 + levels**2))
     config = chain_config(table, student.denoiser.prediction)
-    scheduler = import_diffusers().DDIMScheduler(
-        **config, steps_offset=1
-    )  # pipelines of texts want to see it, none uses it
+    # pipelines of texts want to see this offset, and trailing steps do not use it
+    scheduler = import_diffusers().DDIMScheduler(**config, steps_offset=1)
     kept = scheduler.alphas_cumprod.double()
     if student.denoiser.prediction == "eps" and not torch.allclose(kept.sqrt(), table.sqrt(), rtol=ROUNDING, atol=0):
         return "the stock scheduler rounds so high a level too much for a network that predicts noise"
