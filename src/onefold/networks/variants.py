@@ -20,8 +20,7 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
         if isinstance(network, EDMNetwork):
             return build_edm(type(network).__name__, network.architecture.model_dump())
         if hasattr(network, "from_config"):
-            made: nn.Module = type(network).from_config(network.config)
-            return made
+            return from_config(network, network.config)
         return reset(copy.deepcopy(network).cpu())
 
 
@@ -35,7 +34,7 @@ def reset(network: nn.Module) -> nn.Module:
                 "so it cannot begin at random; give it one, or leave begin=random out"
             )
         if own:
-            module.reset_parameters()  # type: ignore[operator]
+            module.reset_parameters()
     return network
 
 
@@ -56,9 +55,14 @@ def resized(network: nn.Module, widths: Sequence[int] | None, layers: int | None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            made: nn.Module = type(network).from_config({**config, **changes})
+            return from_config(network, {**config, **changes})
         except (ValueError, TypeError, RuntimeError) as error:
             raise UserError(
                 f"a {type(network).__name__} of widths {chosen} cannot be built ({first_line(error)}); change the widths"
             ) from error
+
+
+def from_config(network: Any, config: Any) -> nn.Module:
+    """Another one of diffusers' class."""
+    made: nn.Module = type(network).from_config(config)
     return made
