@@ -39,7 +39,7 @@ class ChainSettings(DistillSettings):
     """Settings of methods that learn the steps of a chain."""
 
     batch_size: int = Field(
-        32, ge=1, description="images (or the teacher's trajectories) a batch, over all processes and micro-batches"
+        16, ge=1, description="images (or the teacher's trajectories) a batch, over all processes and micro-batches"
     )
     data: str | None = Field(None, description="images to noise: a folder, an .npz, hf:NAME, digits or teacher:NAME")
     flip: bool = Field(False, description="mirror half of the images")
