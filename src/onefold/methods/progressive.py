@@ -43,6 +43,7 @@ class ProgressiveSettings(ChainSettings):
     grid: str = Field(
         "auto", description="spacing of the first fold's steps, of which later ones keep some: a named schedule"
     )
+    lr: float = Field(1e-4, gt=0, description="of Adam, anew in each fold")
     solver: str = Field("euler", description="of the teacher's steps; euler is DDIM (as published)")
 
     @model_validator(mode="after")
