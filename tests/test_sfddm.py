@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from onefold.denoiser import Denoiser, Gaussian
 from onefold.errors import UserError
 from onefold.grids import subsequence
 from onefold.losses import root_mean_square
+from onefold.methods import examples
 from onefold.methods.chain import STRIDED
 from onefold.methods.sfddm import SFDDM, SFDDMSettings
 from onefold.networks.unet import build_unet, call_unet
@@ -41,6 +44,14 @@ def unet(classes: int | None = None, dropout: float = 0.0) -> Any:
     return network.eval().requires_grad_(False)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _data_is_read_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(examples, "load_data", functools.cache(examples.load_data))
+        yield
+
+
+@functools.cache
 def teacher_of(
     prediction: Prediction = "v",
     process: DiscreteVP = LINEAR,
@@ -498,7 +509,7 @@ def test_guidance_is_folded_in() -> None:
 @pytest.mark.parametrize("widths", [None, [8, 16]])
 def test_features_teach_the_student_alone(widths: list[int] | None) -> None:
     """The published code's second term: the input of the last convolution, through a linear map where the widths differ."""
-    method = sfddm(feature_weight=0.5, begin="auto" if widths else "random", widths=widths)
+    method = sfddm(teacher_of(network=unet()), feature_weight=0.5, begin="auto" if widths else "random", widths=widths)
     batch, seen = batch_of(method), {}
     for name, network in (("teacher", method.teacher.module), ("student", method.student.module)):
         network.conv_out.register_forward_pre_hook(  # type: ignore[union-attr, operator]
@@ -511,7 +522,9 @@ def test_features_teach_the_student_alone(widths: list[int] | None) -> None:
     assert update.logs["loss_features"].item() == pytest.approx(apart.item())
     assert update.loss.item() == pytest.approx(update.logs["loss_output"].item() + 0.5 * apart.item())
     update.logs["loss_features"].backward()
-    assert gradients(method.networks["student"]).any() and all(p.grad is None for p in method.teacher.module.parameters())
+    assert gradients(method.networks["student"]).any() and all(
+        p.grad is None for p in method.teacher.module.parameters()
+    )
     assert not seen["teacher"].requires_grad and method.networks["student"].conv_out.weight.grad is None  # type: ignore[union-attr]
     if widths:
         assert gradients(method.networks["projection"]).any()
@@ -589,7 +602,12 @@ def test_presets_hold_the_published_settings() -> None:
     assert (paper.ema_half_life, paper.ema_share) == (None, None)
     assert (official.phi, official.time, official.begin, official.parts) == ("start", "index", "random", 1)
     assert (official.loss, official.weight, official.feature_weight) == ("l1", "output", 1)
-    assert (official.features, official.lr, official.schedule, official.batch_size) == ("conv_out", 2e-4, "constant", 50)
+    assert (official.features, official.lr, official.schedule, official.batch_size) == (
+        "conv_out",
+        2e-4,
+        "constant",
+        50,
+    )
     assert (official.dropout, official.clip, official.ema_half_life) == (True, 0, None)
     mine = chosen(preset="official", lr=1e-3, begin="teacher", feature_weight=0.0)
     assert (mine.lr, mine.begin, mine.feature_weight, mine.loss) == (1e-3, "teacher", 0, "l1")
