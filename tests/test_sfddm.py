@@ -133,8 +133,7 @@ def strided(method: SFDDM, eta: float = 0.0, count: int = 4, seed: int = 5) -> T
 # --- a student that is its teacher ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prediction", ["v", "eps", "x0"])
-@pytest.mark.parametrize("weight", ["output", "elbo"])
+@pytest.mark.parametrize(("prediction", "weight"), [("v", "output"), ("eps", "elbo"), ("x0", "truncated")])
 def test_a_copy_with_the_teacher_s_time_has_nothing_to_learn(prediction: Prediction, weight: Any) -> None:
     """Invariant 6: no loss, no gradient, not even a rounding; and Adam does not move."""
     method = copied(teacher_of(prediction), weight=weight)
@@ -162,8 +161,7 @@ def test_a_copy_told_its_own_index_must_learn(prediction: Prediction) -> None:
     assert backward(method) > 1e-4 and gradients(method.networks["student"]).any()
 
 
-@pytest.mark.parametrize("phi", [PHI, [250, 500, 1000], [7]])
-@pytest.mark.parametrize("prediction", ["v", "eps", "x0"])
+@pytest.mark.parametrize(("prediction", "phi"), [("v", PHI), ("eps", PHI), ("x0", [250, 500, 1000]), ("v", [7])])
 def test_a_folded_student_begins_where_the_paper_s_ends(prediction: Prediction, phi: list[int]) -> None:
     method = sfddm(teacher_of(prediction), begin="folded", phi=phi, calls=len(phi))
     assert method.settings.begin == "folded" and backward(method) < 1e-9

@@ -122,7 +122,7 @@ def test_many_parts_are_the_teacher_s_flow(second_order: bool, order: int, top: 
 
 def test_many_parts_from_no_signal_into_none_of_the_noise() -> None:
     """From inf to 0 a student of one step is the whole flow."""
-    x, parts = noise(16), 4000
+    x, parts = noise(16), 1000
     line = torch.logspace(3, -4, parts - 1, dtype=torch.float64)
     levels = torch.cat([torch.tensor([math.inf]), line, torch.tensor([0.0])]).double().expand(16, -1)
     target = step_target(GAUSSIAN, x, levels, cond={}, second_order=True)
