@@ -152,7 +152,7 @@ class SFDDM(Chain):
         super().__init__(teacher, fine_steps(teacher, grid, settings.parts), settings.parts, grid, settings)
         if settings.feature_weight:
             self.add_features(settings.features)
-        self.notes = (*self.notes, *remarks(settings))
+        self.notes = (*self.notes, *remarks(settings, self.solver))
 
     def begin(self) -> Denoiser:
         chosen, seed = self.settings, seeds.mix(self.settings.seed, seeds.NETWORK)
@@ -222,15 +222,16 @@ def begun_network(teacher: Denoiser, strided: Grid, chosen: SFDDMSettings, seed:
     return begun_as(teacher.module, chosen)
 
 
-def remarks(settings: SFDDMSettings) -> list[str]:
+def remarks(settings: SFDDMSettings, solver: str) -> list[str]:
     """What a user should know before the work begins."""
     said = []
     copied = settings.beginning == "folded" or (settings.time == "teacher" and settings.beginning == "teacher")
+    ddim = solver == "euler" or settings.data is not None  # of noised data one step is DDIM's by any solver
     if settings.parts > 1:
         said.append(
             f"targets: {settings.parts} teacher steps in each of the student's, our extension of SFDDM; parts=1 is the paper's"
         )
-    if settings.parts == 1 and copied:
+    if settings.parts == 1 and copied and ddim and settings.guidance == 1:
         said.append(
             "the loss is zero from the start: the student begins as its teacher in as many DDIM steps, and that is all that SFDDM can reach; "
             "set parts=4 to go beyond it"
