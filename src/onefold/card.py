@@ -9,6 +9,8 @@ from onefold.progress import duration
 
 PICTURE = "samples.png"
 
+NAMES = {"progressive": "progressive distillation"}  # of methods that are not called by their letters
+
 PAGE = """---
 library_name: diffusers
 tags: [diffusion, distillation, few-step, onefold]
@@ -34,7 +36,7 @@ def page(facts: Mapping[str, Any], name: str, usage: str, file: str, extra: Mapp
     rows = {**described(facts), **(extra or {})}
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     calls = f"{facts['calls']} network call{'s' * (facts['calls'] != 1)}"
-    what = f"`{facts['teacher']['name']}` in {calls}, distilled with {facts['method'].upper()}."
+    what = f"`{facts['teacher']['name']}` in {calls}, distilled with {NAMES.get(facts['method'], facts['method'].upper())}."
     return PAGE.format(name=name, what=what, picture=PICTURE, usage=usage, table=table, facts=file)
 
 
@@ -42,9 +44,12 @@ def described(facts: Mapping[str, Any]) -> dict[str, str]:
     rows = {"noise levels": levels(facts)}
     cost = facts.get("cost")
     if cost:
+        folds = f" in {len(cost['folds'])} folds" if len(cost.get("folds", ())) > 1 else ""
         processes = f", {cost['processes']} processes" * (cost["processes"] > 1)
         calls = "".join(f", {count:,} calls of the {name}" for name, count in cost["calls"].items())
-        rows["cost"] = f"{cost['images']:,} images{calls}, {duration(cost['seconds'])} on {cost['device']}{processes}"
+        rows["cost"] = (
+            f"{cost['images']:,} images{folds}{calls}, {duration(cost['seconds'])} on {cost['device']}{processes}"
+        )
     evidence = facts.get("evidence")
     if evidence:
         best = evidence["best_solver"]

@@ -7,16 +7,17 @@ from typing import Any
 
 from onefold import devices
 from onefold.denoiser import Denoiser
+from onefold.errors import UserError
 from onefold.imports import is_function_name
-from onefold.methods import find
-from onefold.progress import Progress, Tell
+from onefold.methods import METHODS, find
+from onefold.progress import Progress, Tell, duration, process_rank
 from onefold.settings import build, read_yaml
 from onefold.student import Student, load_student
 from onefold.teachers import load_teacher
 from onefold.teachers.own import with_form
 from onefold.training.folder import RunFolder
 from onefold.training.loop import Engine, ignore
-from onefold.training.outlook import Outlook
+from onefold.training.outlook import Outlook, in_all
 from onefold.training.start import start_processes
 
 
@@ -45,18 +46,24 @@ def distill(
 def run_stages(chosen: Any, teacher: str | Path | Denoiser | None, progress: Progress | None, say: Tell) -> Engine:
     """Every stage is a run of its own, and begins with the student of the one before; finished ones are left as they are."""
     *earlier, last = chosen.stages()
-    folder = RunFolder(Path(last.out))
+    folder, count = RunFolder(Path(last.out)), len(earlier) + 1
     folder.check(last.model_dump(mode="json"))
-    if earlier:  # their folders lie in it
+    if earlier and not process_rank():  # their folders lie in it
         folder.open(last.model_dump(mode="json"))
         folder.close()
     before: Path | None = None
-    for stage in earlier:
+    for number, stage in enumerate(earlier, 1):
         result = Path(stage.out) / "student"
         RunFolder(Path(stage.out)).check(stage.model_dump(mode="json"))
-        if not result.is_dir():
-            build_engine(stage, teacher, progress, say, before).run()
+        if result.is_dir():
+            say(f"stage {number} of {count}: finished before, {result}")
+        else:
+            say(f"stage {number} of {count}")
+            cost = build_engine(stage, teacher, progress, say, before).run()
+            say(f"finished: {cost['images']:,} images in {duration(cost['seconds'])}, {result}")
         before = result
+    if earlier:
+        say(f"stage {count} of {count}")
     engine = build_engine(last, teacher, progress, say, before)
     engine.run()
     return engine
@@ -71,12 +78,21 @@ def plan(teacher: str | Path | Denoiser, method: str = "sfd", *, tell: Tell | No
     """What `distill` with these settings would cost, from a few of its steps; nothing is kept or written."""
     name = teacher.name if isinstance(teacher, Denoiser) else str(teacher)
     chosen = choose({"out": "plan", **settings, "teacher": name, "method": method, "trackers": []})
-    return build_engine(chosen, teacher, None, tell or ignore).rehearse()
+    first, *later = chosen.stages()
+    # of a later stage nothing is there yet; its networks are like the first one's, and guidance is in them by then
+    stages = [first, *(stage.model_copy(update={"guidance": 1.0}) for stage in later)]
+    return in_all([build_engine(stage, teacher, None, tell or ignore).rehearse() for stage in stages])
 
 
 def choose(values: dict[str, Any]) -> Any:
     """The settings class of the method, filled."""
-    return build(find(values.get("method", "sfd"))[1], values)
+    method = values.get("method", "sfd")
+    kind = find(method)[1]
+    for key in values.keys() - kind.model_fields.keys():
+        knowing = [name for name in METHODS if key in find(name)[1].model_fields]
+        if knowing:
+            raise UserError(f"method {method!r} has no setting {key!r}; leave it out, or use {' or '.join(knowing)}")
+    return build(kind, values)
 
 
 def build_engine(

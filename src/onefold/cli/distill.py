@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from onefold.cli.common import program, say, say_json, table, tell
-from onefold.cli.running import BatchSize, Budget, Config, Device, Out, Precision, Prompts, Seed, Sets, gather
+from onefold.cli.running import BatchSize, Budget, Config, Data, Device, Out, Precision, Prompts, Seed, Sets, gather
+from onefold.methods import METHODS
 
 if TYPE_CHECKING:
     from onefold.student import Student
@@ -21,7 +25,10 @@ Teacher = Annotated[
         show_default=False,
     ),
 ]
-Method = Annotated[str | None, typer.Option(help="How (sfd); `onefold methods` tells.", show_default=False)]
+Method = Annotated[
+    str | None,
+    typer.Option(help=f"How: {', '.join(METHODS)} (sfd); `onefold methods` tells them apart.", show_default=False),
+]
 Calls = Annotated[int | None, typer.Option(help="Network calls of the student (4).", show_default=False)]
 Preset = Annotated[
     str | None, typer.Option(help="Published settings; `onefold methods sfd` lists them.", show_default=False)
@@ -43,6 +50,7 @@ def distill_command(
     budget: Budget = None,
     preset: Preset = None,
     prompts: Prompts = None,
+    data: Data = None,
     out: Out = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
@@ -57,7 +65,14 @@ def distill_command(
     For the settings of a method: onefold methods sfd
     """
     words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "preset": preset, "out": out}
-    words |= {"prompts": prompts, "batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
+    words |= {
+        "prompts": prompts,
+        "data": data,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+    }
     needs = {"teacher": NEEDS_TEACHER, "out": "--out (a run folder)"}
     example = "onefold distill digits8 --calls 4 --budget 2m --out runs/digits4"
     values = gather(words, config, settings, needs, example)
@@ -80,12 +95,10 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
         return
     more, shipped = uses(student, settings)
     cost, evidence = student.recipe["cost"], student.recipe["evidence"]
-    best = evidence["best_solver"]
+    folds = f" in {len(cost['folds'])} folds" if len(cost.get("folds", ())) > 1 else ""
     say(
-        f"A student of {student.calls} call{'s' * (student.calls > 1)} is in {folder} ({cost['images']:,} images, {cost['seconds']:.0f} s).\n"
-        f"Distance to the teacher's fine solution, {evidence['images']} images from the same noise: "
-        f"student {evidence['student']:.4f}, best solver at as many calls {evidence['solvers'][best]:.4f} ({best}).\n"
-        + (FARTHER if evidence["student"] > evidence["solvers"][best] else "")
+        f"A student of {student.calls} call{'s' * (student.calls > 1)} is in {folder} ({cost['images']:,} images{folds}, {cost['seconds']:.0f} s).\n"
+        + compared(evidence)
         + nearer(Path(settings.out), evidence["student"])
         + (f"Published: {student.recipe['published']}.\n" if student.recipe["published"] else "")
         + f"Beside its control: {folder / PICTURE}\n"
@@ -94,7 +107,19 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
     )
 
 
+STRIDED = "euler on the same levels"  # as in methods/chain.py, which is not imported for a name
 FARTHER = "That solver is free and comes nearer: give the student more budget, or ship the solver.\n"
+
+
+def compared(evidence: Mapping[str, Any]) -> str:
+    """The student, its teacher in DDIM steps on the same levels where the method tells it, and the best that is free."""
+    solvers, best, student = evidence["solvers"], evidence["best_solver"], evidence["student"]
+    ddim = f", DDIM of the teacher on its levels {solvers[STRIDED]:.4f}" if STRIDED in solvers else ""
+    return (
+        f"Distance to the teacher's fine solution, {evidence['images']} images from the same noise: "
+        f"student {student:.4f}{ddim}, best solver at as many calls {solvers[best]:.4f} ({best}).\n"
+        + (FARTHER if student > solvers[best] else "")
+    )
 
 
 def nearer(out: Path, distance: float) -> str:
@@ -127,6 +152,7 @@ def plan_command(
     budget: Budget = None,
     preset: Preset = None,
     prompts: Prompts = None,
+    data: Data = None,
     out: Out = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
@@ -141,7 +167,14 @@ def plan_command(
     Takes the options of `onefold distill`; nothing is kept or written.
     """
     words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "preset": preset, "out": out}
-    words |= {"prompts": prompts, "batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
+    words |= {
+        "prompts": prompts,
+        "data": data,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+    }
     values = gather(words, config, settings, {"teacher": NEEDS_TEACHER}, "onefold plan digits8 --calls 4 --budget 200k")
     from onefold.distilling import plan
 
@@ -169,7 +202,18 @@ def methods_command(
         say(table(("method", "what it is"), [(key, value["description"]) for key, value in known.items()]))
         say(f"\nThe settings of one: {program()} methods {next(iter(known))}")
     else:
-        rows = [(row["name"], row["default"], row["description"]) for row in known[name]["settings"]]
-        say(table(("setting", "default", "meaning"), rows))
+        say(settings_table([(row["name"], row["default"], row["description"]) for row in known[name]["settings"]]))
         for preset, values in known[name]["presets"].items():
-            say(f"\n--preset {preset}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
+            said = ", ".join(f"{key}={'null' if value is None else value}" for key, value in values.items())
+            say(f"\n--preset {preset}: {said}")
+
+
+def settings_table(rows: Sequence[tuple[str, str, str]]) -> str:
+    """As wide as the terminal: what a setting means goes on in the next line."""
+    beside = sum(2 + max(len(row[column]) for row in rows) for column in (0, 1))
+    width = max(40, shutil.get_terminal_size((120, 24)).columns - beside)
+    lines = []
+    for name, default, meaning in rows:
+        first, *more = textwrap.wrap(meaning, width) or [""]
+        lines += [(name, default, first), *(("", "", line) for line in more)]
+    return table(("setting", "default", "meaning"), lines)

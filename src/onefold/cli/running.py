@@ -25,6 +25,12 @@ Prompts = Annotated[
     str | None,
     typer.Option(help="For models of texts: a file with one prompt a line.", show_default=False),
 ]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="For methods that may see images: a folder, an .npz, hf:NAME, digits or teacher:NAME.", show_default=False
+    ),
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeat it.", show_default=False),

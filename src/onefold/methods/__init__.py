@@ -36,7 +36,9 @@ def table() -> dict[str, dict[str, Any]]:
     found = {}
     for name in METHODS:
         method, settings = find(name)
-        rows = [{"name": n, "default": d, "description": t} for n, d, t in described(settings)]
+        rows = [
+            {"name": n, "default": name if n == "method" else d, "description": t} for n, d, t in described(settings)
+        ]
         found[name] = {
             "description": (method.__doc__ or "").strip().splitlines()[0],
             "settings": rows,

@@ -181,7 +181,9 @@ class Distillation:
         words = ["onefold", "distill", chosen.teacher, "--method", chosen.method, "--calls", str(chosen.calls)]
         words += ["--preset", chosen.preset] if chosen.preset else []
         said = {"teacher", "method", "calls", "preset"}
-        return command_line(words, chosen, ("prompts", "budget", "batch_size", "seed", "precision"), said, {"device"})
+        return command_line(
+            words, chosen, ("prompts", "data", "budget", "batch_size", "seed", "precision"), said, {"device"}
+        )
 
     def published(self) -> str | None:
         """What the paper reports where the settings are its own, to stand beside the result."""

@@ -99,7 +99,7 @@ class Progressive(Chain):
     @property
     def identity(self) -> dict[str, Any]:
         before = None if self.previous is None else self.previous.card.get("sha256")
-        return {**super().identity, "before": before}
+        return {**super().identity, "earlier fold": before}
 
     def begin(self) -> Denoiser:
         network: nn.Module = self.shown.module

@@ -6,8 +6,8 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -31,9 +31,13 @@ class Outlook:
     calls: Mapping[str, float]
     memory: int  # bytes at the peak so far
     device: str
+    stages: Sequence[Outlook] = ()  # of runs that follow each other, each one's own
 
     @property
     def line(self) -> str:
+        if self.stages:
+            each = "\n".join(f"stage {number}, {stage.line}" for number, stage in enumerate(self.stages, 1))
+            return f"{each}\nall {len(self.stages)} stages: {self.images:,} images in about {duration(self.seconds)}"
         calls = " and ".join(f"{count:g} of the {name}" for name, count in self.calls.items())
         rate = self.batch_size / self.seconds_per_batch
         return (
@@ -43,6 +47,26 @@ class Outlook:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def in_all(stages: Sequence[Outlook]) -> Outlook:
+    """Of all together; what an image or a batch costs is the mean over the images."""
+    if len(stages) == 1:
+        return stages[0]
+    images = sum(stage.images for stage in stages)
+    shares = [stage.images / max(images, 1) for stage in stages]
+    return replace(
+        stages[0],
+        images=images,
+        seconds=sum(stage.seconds for stage in stages),
+        seconds_per_batch=sum(share * stage.seconds_per_batch for share, stage in zip(shares, stages, strict=True)),
+        calls={
+            name: sum(share * stage.calls[name] for share, stage in zip(shares, stages, strict=True))
+            for name in stages[0].calls
+        },
+        memory=max(stage.memory for stage in stages),
+        stages=tuple(stages),
+    )
 
 
 class Watch:
