@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import onefold
+from onefold.methods import METHODS
 
 SOURCE = Path(onefold.__file__).parent
 HEAVY = {"torch", "diffusers", "accelerate", "numpy", "matplotlib", "torchvision"}
@@ -110,6 +111,21 @@ def test_floors_import_nothing_above_them(floor: str) -> None:
         return
     for name in own_imports(path):
         assert name in FLOORS, f"{floor}.py imports onefold.{name}, which stands above it"
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "networks").glob("*.py")), ids=lambda path: path.stem)
+def test_networks_know_no_method_and_no_run(path: Path) -> None:
+    assert own_imports(path) <= FLOORS | {"networks", "settings"}
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "methods").glob("*.py")), ids=lambda path: path.stem)
+def test_methods_know_neither_commands_nor_each_other(path: Path) -> None:
+    """What several share has files of its own."""
+    assert not own_imports(path) & {"cli", "distilling", "bench", "export", "demo", "teaching", "card"}
+    named = {module for module, _, _ in METHODS.values()}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module not in named | {"onefold.training.loop"}, f"{path.name} imports {node.module}"
 
 
 def own_imports(path: Path) -> set[str]:

@@ -231,3 +231,17 @@ def test_killed_in_the_second_fold(tmp_path: Path) -> None:
     assert same_weights(out, tmp_path / "straight")
     cost = json.loads((out / "student" / "student.json").read_text())["cost"]
     assert cost["images"] == 3_200 and cost["calls"]["teacher"] == 1600 * 12
+
+
+def test_two_processes_equal_one(run: tuple[Path, Student, list[str]], tmp_path: Path) -> None:
+    """They agree on who prepares the folders, and each begins a fold when all have the last one's student."""
+    words = ["small:teacher", "--method", "progressive", "--calls", "2", "--budget", "96", "--batch-size", "16"]
+    words += ["--device", "cpu", "--set", "start=8", "--set", "watched=4", "--out", str(tmp_path / "run")]
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "onefold"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run([*launched, "distill", *words], capture_output=True, text=True, timeout=150, env=environment)
+    assert done.returncode == 0, done.stderr
+    for place in (Path(), Path("folds") / "0004"):
+        a, b = load_file(tmp_path / "run" / place / WEIGHTS), load_file(run[0] / place / WEIGHTS)
+        assert all(torch.allclose(a[key], b[key], atol=1e-4) for key in a)
+    assert done.stderr.count("stage 1 of 2") == 1
