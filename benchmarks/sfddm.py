@@ -153,13 +153,20 @@ class Table:
                 }
                 return {"preset": "paper", "data": data, "budget": round(budgets["paper"]), **small}
             case "rollout":
-                return {**common, "data": data, "budget": round(third)}
+                return {**common, **rollout_settings(calls), "data": data, "budget": round(third)}
             case "trajectories":
-                return {**common, "budget": max(16, round(third / calls))}
+                return {**common, **rollout_settings(calls), "budget": max(16, round(third / calls))}
             case "progressive":
                 start = {"start": self.start, "grid": "subsequence"}
                 return {**start, "data": data, "budget": round(budgets["progressive"])}
         raise KeyError(row)
+
+
+def rollout_settings(calls: int) -> dict[str, Any]:
+    """From the search: many steps have little to change and want small rates."""
+    if calls <= 8:
+        return {"lr": 3e-4, "loss": "pseudo_huber", "weight": "x0"}
+    return {"lr": 1e-4, "loss": "l2", "weight": "truncated"}
 
 
 def known(name: str) -> list[dict[str, Any]]:

@@ -437,7 +437,7 @@ def test_what_reads_the_time_may_learn_faster() -> None:
     reads = {id(p) for p in method.networks["student"].time_embedding.parameters()}  # type: ignore[union-attr, operator]
     assert {id(p) for p in second["params"]} == reads and second["scale"] == 7
     assert len(first["params"]) + len(reads) == len(list(method.networks["student"].parameters()))
-    assert len(sfddm().optimizers["main"].param_groups) == 1
+    assert len(sfddm(time_lr=1.0).optimizers["main"].param_groups) == 1
 
 
 def test_it_is_watched_beside_the_strided_teacher() -> None:

@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_chain_is_refused(tmp_path: Path, monkeypatch: p
         distill(teacher, "sfddm", out=out, **how)
     monkeypatch.undo()
     with monkeypatch.context() as patch:
-        patch.setattr("onefold.methods.sfddm.kept_steps", lambda *_, **__: (20, 301, 1000))
+        patch.setattr("onefold.methods.phi.kept_steps", lambda *_, **__: (20, 301, 1000))
         with pytest.raises(UserError, match="the grid of this run changed since it was interrupted"):
             distill(teacher, "sfddm", out=out, **how)
     said: list[str] = []
@@ -180,7 +180,7 @@ def test_continuous_teachers_are_divided(process: Process, prediction: Any, tmp_
     assert torch.allclose(own.sigmas, method.grid.sigmas[:-1].flip(0), rtol=1e-12, atol=0)
     batch = Batch(0, 0.0, method.prepare(Draw(0, 0, range(6), 6)))
     losses = [float(update.loss.detach()) for update in method.updates(batch)]
-    assert len(losses) == 3 and max(losses) < 1e-8
+    assert len(losses) == 3 and max(losses) < 1e-6
     student = method.as_student(method.networks)
     images = student.sample(4)
     strided = sample(teacher, 4, solver="euler", grid=method.strided)

@@ -11,6 +11,7 @@ Then it is the teacher of the next fold. Every fold is a run of its own inside t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -124,7 +125,7 @@ def strided(grid: Grid, every: int) -> Grid:
     """Every so many-th level, from the first on."""
     phi = None if grid.phi is None else grid.phi[::-1][::every][::-1]
     times = None if grid.times is None else grid.times[::every]
-    return Grid(**{**vars(grid), "sigmas": grid.sigmas[::every], "times": times, "phi": phi})
+    return replace(grid, sigmas=grid.sigmas[::every], times=times, phi=phi)
 
 
 def added(before: Mapping[str, Any], now: Mapping[str, Any], calls: int) -> dict[str, Any]:

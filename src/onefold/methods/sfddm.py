@@ -11,6 +11,7 @@ default goes beyond the paper: with `parts` = K > 1, the student learns the one 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,19 +22,20 @@ from onefold import seeds
 from onefold.conditions import Conditions
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
-from onefold.grids import TUNED, Grid, Space, karras, subsequence, times_of, uniform, usual_schedule
-from onefold.kept import kept_steps
-from onefold.losses import distance
+from onefold.grids import TUNED, Grid, times_of
+from onefold.losses import Loss, distance
 from onefold.methods.base import begun_as, begun_with
-from onefold.methods.chain import Chain, ChainSettings
+from onefold.methods.chain import Chain, ChainSettings, Weight
+from onefold.methods.phi import fine_steps, kept_grid
 from onefold.networks.features import layer_of, with_features
 from onefold.networks.folding import fold_to_index
 from onefold.networks.variants import fresh, resized
-from onefold.process import EDM, VE, Indexed, Process, Tabled, indexed
-from onefold.sampling import grid_for
-from onefold.targets import fine_grid
+from onefold.process import Indexed, indexed
 from onefold.training.contract import Update
 
+READS_TIME = re.compile(
+    r"(^|\.)(time_embedding|timestep_embedder|map_layer\d)\."
+)  # of U-Nets, transformers, EDM networks
 PAPER: dict[str, Any] = {
     "phi": "uniform",
     "time": "index",
@@ -78,6 +80,14 @@ class SFDDMSettings(ChainSettings):
         None,
         ge=2,
         description="steps of the table into which a teacher without one is divided, say 1000; null for the others",
+    )
+    loss: Loss = Field(
+        "pseudo_huber", description="pseudo_huber, l2 (as published), l1 (as in the published code) or huber"
+    )
+    weight: Weight = Field(
+        "x0",
+        description="error of which prediction is compared: x0, output (the network's own, as published), eps, v; truncated is max(SNR, 1) on x0, "
+        "elbo the bound's own weight",
     )
     parts: int = Field(
         4,
@@ -148,8 +158,17 @@ class SFDDM(Chain):
     settings: SFDDMSettings
 
     def __init__(self, teacher: Denoiser, settings: SFDDMSettings) -> None:
-        grid = student_grid(teacher, settings)
+        chosen = settings
+        # a tuned grid asks the teacher, and another device might tune it another way
+        begun = begun_with(chosen) if chosen.phi == TUNED else None
+        guided = teacher.replace(guidance=chosen.guidance)
+        grid = begun or kept_grid(guided, chosen.phi, chosen.calls, levels=chosen.levels, seed=chosen.seed)
         super().__init__(teacher, fine_steps(teacher, grid, settings.parts), settings.parts, grid, settings)
+        if settings.time_lr != 1 and len(self.optimizers["main"].param_groups) == 1:
+            self.notes = (
+                *self.notes,
+                f"no layer reads the time by a known name, so time_lr={settings.time_lr:g} has no use here",
+            )
         if settings.feature_weight:
             self.add_features(settings.features)
         self.notes = (*self.notes, *remarks(settings, self.solver))
@@ -169,7 +188,9 @@ class SFDDM(Chain):
         """What reads the time may learn faster."""
         if self.settings.time_lr == 1:
             return super().groups(network)
-        reads = [p for name, p in network.named_parameters() if name.startswith("time_embedding.")]
+        reads = [p for name, p in network.named_parameters() if READS_TIME.search(name)]
+        if not reads:
+            return super().groups(network)
         known = set(map(id, reads))
         rest = [p for p in network.parameters() if id(p) not in known]
         return [{"params": rest}, {"params": reads, "scale": self.settings.time_lr}]
@@ -177,12 +198,16 @@ class SFDDM(Chain):
     def own_grid(self) -> Grid:
         strided = self.strided
         times = times_of(self.student.process, strided.sigmas)
-        return Grid(**{**vars(strided), "times": times})
+        return replace(strided, times=times)
 
     # -- features --------------------------------------------------------------------------------------------------
 
     def add_features(self, name: str) -> None:
         """A linear map where the widths differ; it learns with the student and is not part of it."""
+        if self.examples is None:
+            raise UserError(
+                "features are compared on noised data, and none is given; give data, or set feature_weight=0"
+            )
         teacher, student = (channels_of(layer_of(model.module, name), name) for model in (self.teacher, self.student))
         if teacher != student:
             projection = nn.Conv2d(student, teacher, 1)
@@ -237,47 +262,3 @@ def remarks(settings: SFDDMSettings, solver: str) -> list[str]:
             "set parts=4 to go beyond it"
         )
     return said
-
-
-# --- the chain: which of the teacher's steps ---------------------------------------------------------------------------
-
-
-def student_grid(teacher: Denoiser, settings: SFDDMSettings) -> Grid:
-    table = table_of(teacher, settings.levels)
-    if settings.phi == TUNED:  # asks the teacher, and another device might tune it another way
-        tuned = begun_with(settings) or grid_for(
-            teacher.replace(guidance=settings.guidance), TUNED, settings.calls, end="zero", afs=None
-        )
-        return in_teachers_time(tuned.snap(table), teacher)
-    name = usual_schedule(teacher.process) if settings.phi == "auto" else settings.phi
-    phi = kept_steps(table, settings.calls, name, seed=settings.seed)
-    return in_teachers_time(subsequence(table, phi), teacher)
-
-
-def fine_steps(teacher: Denoiser, grid: Grid, parts: int) -> Grid:
-    """The teacher's own steps are spaced as serves its solvers best, whatever the student's: for the same number they come twice as
-    near on uniform phi."""
-    space: Space = "root" if usual_schedule(teacher.process) == "quadratic" else grid.space
-    return fine_grid(teacher, replace(grid, space=space), parts)
-
-
-def in_teachers_time(grid: Grid, teacher: Denoiser) -> Grid:
-    return Grid(**{**vars(grid), "times": times_of(teacher.process, grid.sigmas)})
-
-
-def table_of(teacher: Denoiser, levels: int | None) -> Tabled:
-    """The teacher's own table, or one that a continuous teacher is divided into: evenly in time, EDM's as its paper does."""
-    process = teacher.process
-    if isinstance(process, Tabled):
-        if levels is not None:
-            raise UserError(f"{teacher.name!r} has a table of {len(process.sigmas)} steps of its own; leave levels out")
-        return process
-    if levels is None:
-        raise UserError(
-            f"{teacher.name!r} has continuous noise levels, and SFDDM keeps steps of a table; set levels, say levels=1000, to divide them"
-        )
-    return indexed(process, divided(process, levels).sigmas[:-1].flip(0))
-
-
-def divided(process: Process, levels: int) -> Grid:
-    return karras(process, levels) if isinstance(process, EDM | VE) else uniform(process, levels)
