@@ -111,7 +111,9 @@ class Table:
             seconds=cost["seconds"],
             forwards=cost["calls"]["teacher"] + 3 * cost["calls"]["student"],
             parameters=sum(p.numel() for p in student.denoiser.module.parameters()),
-            settings=student.recipe["command"],
+            settings={
+                k: v for k, v in student.recipe["settings"].items() if k not in ("out", "data", "device", "teacher")
+            },
         )
 
     def distil(self, row: str, calls: int, seed: int, out: Path) -> None:
