@@ -98,6 +98,17 @@ def indices(steps: int) -> list[float]:
     return [float(index) for index in range(steps)]
 
 
+def index_table(network: nn.Module, count: int) -> nn.Module:
+    """A copy that gives for 0, 1, ... what the network gives, but has a row to learn for each."""
+    if time_embedding(network) is None:
+        raise UserError(
+            f"a {type(network).__name__} has no table of times (begin=table), which pixel U-Nets of diffusers have; use begin=teacher"
+        )
+    copied = copy.deepcopy(network)
+    learn_table(copied, [float(index) for index in range(count)])
+    return copied
+
+
 def time_embedding(network: nn.Module) -> str | None:
     """Of a U-Net whose time may be a table; None: of another network."""
     config: Any = getattr(network, "config", None)
