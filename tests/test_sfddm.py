@@ -691,7 +691,8 @@ def test_a_table_needs_a_level_with_signal() -> None:
 def test_parts_that_a_teacher_of_few_steps_has_not() -> None:
     whole = teacher_of(process=DiscreteVP.from_betas(beta_table("linear", 8)), whole=True)
     method = sfddm(whole, phi="uniform", calls=2, parts=4, begin="auto")
-    assert method.fine.phi == tuple(range(1, 9))
+    assert method.fine.phi == tuple(range(1, 9)) and method.fine_way["calls"] == 8
+    assert STRIDED in method.controls() and method.validate(method.networks)
     with pytest.raises(UserError, match="parts=3 steps in each .* set parts=1"):
         sfddm(whole, phi="uniform", calls=4, parts=3, begin="auto")
 

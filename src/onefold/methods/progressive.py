@@ -120,7 +120,7 @@ def previous_student(folder: Path, teacher: Denoiser) -> Denoiser:
 
 def first_grid(teacher: Denoiser, settings: ProgressiveSettings) -> Grid:
     grid = make_grid(settings.grid, teacher.process, settings.first)
-    return grid if teacher.continuous_time else grid.snap(teacher.process)
+    return grid if teacher.continuous_time else grid.snap(teacher.process, apart=True)
 
 
 def strided(grid: Grid, every: int) -> Grid:
