@@ -323,3 +323,13 @@ def test_auto_is_the_process_s_usual_schedule() -> None:
         assert make_grid("auto", process, 6) == expected(process, 6)
     with pytest.raises(UserError, match="did you mean 'auto'"):
         make_grid("autto", LINEAR, 6)
+
+
+def test_snapping_apart_gives_each_level_an_entry_of_its_own() -> None:
+    process = DiscreteVP.from_betas(beta_table("linear", 8))
+    grid = quadratic(process, 8)
+    with pytest.raises(UserError, match="snap to the same entry"):
+        grid.snap(process)
+    assert grid.snap(process, apart=True).phi == tuple(range(1, 9))
+    few = quadratic(process, 2)
+    assert few.snap(process, apart=True) == few.snap(process)

@@ -23,6 +23,7 @@ from onefold.errors import UserError
 from onefold.methods.chain import STRIDED
 from onefold.methods.progressive import Progressive, ProgressiveSettings
 from onefold.networks.edm import build_edm
+from onefold.networks.lora import FILE
 from onefold.settings import build
 from onefold.student import Student, load_student
 from onefold.teachers.edm import edm_denoiser
@@ -136,6 +137,18 @@ def test_guidance_is_folded_in_once(tmp_path: Path) -> None:
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_first_fold_has_an_adapter_for_the_teacher(tmp_path: Path) -> None:
+    student = progressive(tmp_path / "run", lora=2, lora_targets=["inner.0", "inner.2"], start=8)
+    first, last = tmp_path / "run" / "folds" / "0004" / "student", tmp_path / "run" / "student"
+    assert (first / FILE).is_file() and not (last / FILE).exists() and student.adapter is None
+
+
+def test_settings_that_do_not_fit_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no linear or convolution layer called nowhere"):
+        progressive(tmp_path / "run", lora=2, lora_targets=["nowhere"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_plan_is_of_every_fold_and_of_all() -> None:

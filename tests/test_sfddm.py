@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from onefold.methods import examples
 from onefold.methods.chain import STRIDED
 from onefold.methods.sfddm import SFDDM, SFDDMSettings
 from onefold.networks.unet import build_unet, call_unet
-from onefold.process import DiscreteVP, Prediction, beta_table
+from onefold.process import DiscreteVP, Prediction, beta_table, zero_terminal_snr
 from onefold.sampling import sample
 from onefold.settings import build
 from onefold.targets import rollout, step_target
@@ -525,6 +526,8 @@ def test_features_teach_the_student_alone(widths: list[int] | None) -> None:
     )
     assert not seen["teacher"].requires_grad and method.networks["student"].conv_out.weight.grad is None  # type: ignore[union-attr]
     if widths:
+        again = sfddm(feature_weight=0.5, begin="auto", widths=widths).networks["projection"]
+        assert torch.equal(again.weight, method.networks["projection"].weight)  # type: ignore[arg-type]
         assert gradients(method.networks["projection"]).any()
         assert "projection" not in method.as_student(method.networks).denoiser.module._modules
 
@@ -664,6 +667,7 @@ def test_rates_fall_as_chosen() -> None:
         ({"lora": 2, "time": "teacher", "begin": "auto", "widths": [8, 16]}, "lora trains beside"),
         ({"feature_weight": 1.0, "compile": True}, "compiled networks do not have"),
         ({"feature_weight": 1.0, "guidance": 2.0}, "set feature_weight=0 or guidance=1"),
+        ({"feature_weight": 1.0, "lora": 2, "time": "teacher", "begin": "auto"}, "set feature_weight=0 or lora=0"),
         ({"guidance": 2.0}, "guidance is 2, but 'tiny' knows no images without a condition"),
         ({"calls": 0}, "calls=0 does not fit"),
         ({"parts": 0}, "parts=0 does not fit"),
@@ -674,6 +678,30 @@ def test_mistakes_get_one_sentence(settings: dict[str, Any], message: str) -> No
     with pytest.raises(UserError, match=message) as error:
         sfddm(**settings)
     assert "\n" not in str(error.value)
+
+
+def test_a_table_needs_a_level_with_signal() -> None:
+    table = zero_terminal_snr((1 - beta_table("linear")).cumprod(0))
+    teacher = teacher_of(process=DiscreteVP(table))
+    with pytest.raises(UserError, match="set time=teacher"):
+        sfddm(teacher, phi="uniform", calls=1, begin="auto")
+    assert math.isinf(float(sfddm(teacher, phi="uniform", calls=1, begin="auto", time="teacher").grid.sigmas[0]))
+
+
+def test_parts_that_a_teacher_of_few_steps_has_not() -> None:
+    whole = teacher_of(process=DiscreteVP.from_betas(beta_table("linear", 8)), whole=True)
+    method = sfddm(whole, phi="uniform", calls=2, parts=4, begin="auto")
+    assert method.fine.phi == tuple(range(1, 9)) and method.fine_way["calls"] == 8
+    assert STRIDED in method.controls() and method.validate(method.networks)
+    with pytest.raises(UserError, match="parts=3 steps in each .* set parts=1"):
+        sfddm(whole, phi="uniform", calls=4, parts=3, begin="auto")
+
+
+def test_data_without_the_teacher_s_classes(tmp_path: Path) -> None:
+    source, teacher = str(pictures(tmp_path, (1, 8, 8))), teacher_of(classes=4)
+    assert any("without a class alone" in note for note in sfddm(teacher, data=source).notes)
+    with pytest.raises(UserError, match="nothing is guided"):
+        sfddm(teacher, data=source, guidance=2.0)
 
 
 def test_data_of_another_shape(tmp_path: Path) -> None:

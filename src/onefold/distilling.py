@@ -48,9 +48,6 @@ def run_stages(chosen: Any, teacher: str | Path | Denoiser | None, progress: Pro
     *earlier, last = chosen.stages()
     folder, count = RunFolder(Path(last.out)), len(earlier) + 1
     folder.check(last.model_dump(mode="json"))
-    if earlier and not process_rank():  # their folders lie in it
-        folder.open(last.model_dump(mode="json"))
-        folder.close()
     before: Path | None = None
     for number, stage in enumerate(earlier, 1):
         result = Path(stage.out) / "student"
@@ -59,7 +56,12 @@ def run_stages(chosen: Any, teacher: str | Path | Denoiser | None, progress: Pro
             say(f"stage {number} of {count}: finished before, {result}")
         else:
             say(f"stage {number} of {count}")
-            cost = build_engine(stage, teacher, progress, say, before).run()
+            engine = build_engine(stage, teacher, progress, say, before)
+            if not process_rank():  # the stage's folder lies in it; settings that do not fit leave nothing behind
+                folder.open(last.model_dump(mode="json"))
+                folder.close()
+            cost = engine.run()
+            del engine
             say(f"finished: {cost['images']:,} images in {duration(cost['seconds'])}, {result}")
         before = result
     if earlier:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from onefold.errors import UserError, check_choice, first_line, suggest, whole_number
 from onefold.process import ContinuousVP, DiscreteVP, Flow, Process, Tabled, as_sigma
-from onefold.subsequences import Anchor, checked_steps, even_steps
+from onefold.subsequences import Anchor, checked_steps, even_steps, rising
 
 Start = Literal["prior", "ve"]
 End = Literal["zero", "sigma_min"]
@@ -104,11 +104,15 @@ class Grid:
             own = clock(process) if self.space == "time" else root_clock(process)
         return [own, power_axis(7.0), SHARE_AXIS]
 
-    def snap(self, process: Process) -> Grid:
-        """Every level at the nearest entry of the process's table (nearest in its time), and phi filled in."""
+    def snap(self, process: Process, *, apart: bool = False) -> Grid:
+        """Every level at the nearest entry of the process's table (nearest in its time), and phi filled in. Two at one entry are
+        an error, or with `apart` move on to the next that is free."""
         process = with_table(process)
         levels = self.sigmas[self.sigmas > 0]
-        index = process.time(levels).round().long()
+        times = process.time(levels)
+        index = times.round().long()
+        if apart and bool((index.diff() >= 0).any()):
+            index = torch.tensor(rising(len(process.sigmas), (1 + times).flip(0).tolist())).flip(0) - 1
         for place in (index.diff() >= 0).nonzero().flatten().tolist():
             raise UserError(
                 f"levels {float(levels[place]):.6g} and {float(levels[place + 1]):.6g} snap to the same entry of the table "

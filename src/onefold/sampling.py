@@ -175,7 +175,7 @@ def grid_for(
     made = make_grid(grid, teacher.process, calls, end=end, sigma_min=sigma_min, sigma_max=sigma_max)
     if afs == "ve":  # x1 = sigma_1 z: the start goes without the process's own scale
         made = made.starting("ve")
-    return made if teacher.continuous_time else made.snap(teacher.process)
+    return made if teacher.continuous_time else made.snap(teacher.process, apart=isinstance(grid, str))
 
 
 @dataclass(frozen=True)

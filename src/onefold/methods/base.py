@@ -24,6 +24,7 @@ from onefold.grids import TUNED, Grid
 from onefold.losses import root_mean_square
 from onefold.networks.lora import ATTENTION, Lora
 from onefold.pictures import COLUMNS, labelled_rows
+from onefold.process import Tabled
 from onefold.sampling import grid_for, sample
 from onefold.settings import command_line
 from onefold.solvers import AFS
@@ -192,8 +193,15 @@ class Distillation:
     def teacher_at_its_best(self) -> Tensor:
         """Drawn once: the images that the student's are measured against, from the same noise."""
         if self.reference is None:
-            self.reference = self.sampled(**FINE)
+            self.reference = self.sampled(**self.fine_way)
         return self.reference
+
+    @property
+    def fine_way(self) -> dict[str, Any]:
+        """A teacher that knows some whole times alone can make no more calls than it has of them."""
+        process, calls = self.teacher.process, FINE["calls"]
+        few = isinstance(process, Tabled) and not self.teacher.continuous_time
+        return {**FINE, "calls": min(calls, len(process.sigmas)) if few else calls}  # type: ignore[attr-defined]
 
     def sampled(self, **how: Any) -> Tensor:
         """Of what the student should become, from the noise that is watched."""
@@ -232,7 +240,7 @@ class Distillation:
     def rows(self, networks: Networks) -> list[tuple[str, Tensor]]:
         best, control = self.best_control()
         return [
-            (f"teacher\n{FINE['calls']} calls", self.teacher_at_its_best()),
+            (f"teacher\n{self.fine_way['calls']} calls", self.teacher_at_its_best()),
             (f"teacher\n{self.calls * (1 + (self.settings.guidance != 1))} calls, {best}", control),
             (f"student\n{self.calls} calls", self.student_images(networks)),
         ]

@@ -82,6 +82,7 @@ class Chain(Distillation):
             self.examples = Examples(
                 self.told, str(settings.data), batch_size=settings.batch_size, seed=settings.seed, flip=settings.flip
             )
+            self.notes = (*self.notes, *remarks_on(self.examples, settings.guidance))
         network = self.networks["student"]
         network.train(settings.dropout)
         self.optimizers = {"main": torch.optim.Adam(self.groups(network), lr=settings.lr)}
@@ -176,6 +177,20 @@ def uses_data(settings: ChainSettings) -> bool:
     if settings.data is None and settings.flip:
         raise UserError("flip mirrors data, and none is given; give data, or leave flip out")
     return settings.data is not None
+
+
+def remarks_on(examples: Examples, guidance: float) -> list[str]:
+    """Data whose classes are not the teacher's teaches nothing of a class."""
+    if not examples.without_class:
+        return []
+    if guidance != 1:
+        raise UserError(
+            f"guidance is {guidance:g}, but the data has other classes than the teacher or none, so nothing is guided; "
+            "give data with these classes, or leave it out, and states are the teacher's own"
+        )
+    return [
+        "the data has no classes of the teacher's, so the student sees images without a class alone; leave it out to teach it all of them"
+    ]
 
 
 def chosen_solver(settings: ChainSettings, parts: int, *, from_data: bool) -> str:

@@ -18,12 +18,17 @@ class Examples:
         self.teacher = teacher
         self.stream = Stream(fitting(teacher, source), batch_size=batch_size, seed=seed, flip=flip)
 
+    @property
+    def without_class(self) -> bool:
+        """The teacher is told classes, and the data has others or none."""
+        return self.teacher.classes is not None and self.stream.data.classes != self.teacher.classes
+
     def batch(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """Images for these rows, and their numbers; those without a class are told so."""
         images, labels = self.stream.batch(draw.step, draw.rows)
         if self.teacher.classes is None:
             return images, None
-        if labels is None or self.stream.data.classes != self.teacher.classes:
+        if labels is None or self.without_class:
             labels = torch.full((len(images),), self.teacher.null["labels"])
         return images, labels
 

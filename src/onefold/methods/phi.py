@@ -46,5 +46,13 @@ def divided(process: Process, levels: int) -> Grid:
 
 def fine_steps(teacher: Denoiser, grid: Grid, parts: int) -> Grid:
     """The teacher's own steps are spaced as serves its solvers best, whatever the student's: on uniform phi as many come twice as near."""
-    space: Space = "root" if usual_schedule(teacher.process) == "quadratic" else grid.space
-    return fine_grid(teacher, replace(grid, space=space), parts)
+    if teacher.continuous_time:
+        space: Space = "root" if usual_schedule(teacher.process) == "quadratic" else grid.space
+        return fine_grid(teacher, replace(grid, space=space), parts)
+    try:
+        return fine_grid(teacher, grid, parts)
+    except UserError as error:
+        raise UserError(
+            f"parts={parts} steps in each of the student's do not fit between the whole times that {teacher.name!r} knows ({error}); "
+            "set parts=1, distil the model that it was made from, or try phi=uniform"
+        ) from None

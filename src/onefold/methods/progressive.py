@@ -107,8 +107,10 @@ class Progressive(Chain):
         return self.teacher.replace(network=begun_as(network, self.settings))
 
     def as_student(self, networks: Networks, cost: Mapping[str, Any] | None = None) -> Student:
-        """What it cost is what all folds cost."""
-        return super().as_student(networks, None if cost is None else added(self.before_cost, cost, self.calls))
+        """What it cost is what all folds cost. A later fold's adapter is the difference to the fold before, so it fits no copy of the
+        teacher and is not kept."""
+        student = super().as_student(networks, None if cost is None else added(self.before_cost, cost, self.calls))
+        return student if self.previous is None else replace(student, adapter=None)
 
 
 def previous_student(folder: Path, teacher: Denoiser) -> Denoiser:
@@ -118,7 +120,7 @@ def previous_student(folder: Path, teacher: Denoiser) -> Denoiser:
 
 def first_grid(teacher: Denoiser, settings: ProgressiveSettings) -> Grid:
     grid = make_grid(settings.grid, teacher.process, settings.first)
-    return grid if teacher.continuous_time else grid.snap(teacher.process)
+    return grid if teacher.continuous_time else grid.snap(teacher.process, apart=True)
 
 
 def strided(grid: Grid, every: int) -> Grid:

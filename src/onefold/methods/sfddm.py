@@ -15,6 +15,7 @@ import re
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -139,6 +140,8 @@ class SFDDMSettings(ChainSettings):
             raise UserError(
                 "features are seen through hooks, which compiled networks do not have; set compile=false or feature_weight=0"
             )
+        if self.feature_weight and self.lora:
+            raise UserError("features are compared inside whole networks, not adapters; set feature_weight=0 or lora=0")
         if self.feature_weight and self.guidance != 1:
             raise UserError("guidance makes the teacher's features two; set feature_weight=0 or guidance=1")
         return self
@@ -179,7 +182,12 @@ class SFDDM(Chain):
         card = {**self.teacher.card, "parameters": sum(p.numel() for p in network.parameters())}
         if chosen.time == "teacher":
             return self.teacher.replace(network=network, card=card)
-        process = indexed(self.teacher.process, self.strided.sigmas[:-1].flip(0))
+        levels = self.strided.sigmas[:-1].flip(0)
+        if bool(levels.isinf().all()):
+            raise UserError(
+                "the only step that is kept has no signal, so a student told its own index has no table of levels; set time=teacher"
+            )
+        process = indexed(self.teacher.process, levels)
         if isinstance(process, Indexed):  # no scheduler's config has a place for it
             card["levels"] = ["inf" if level == float("inf") else level for level in process.sigmas.tolist()]
         return self.teacher.replace(network=network, process=process, continuous_time=False, card=card)
@@ -210,7 +218,9 @@ class SFDDM(Chain):
             )
         teacher, student = (channels_of(layer_of(model.module, name), name) for model in (self.teacher, self.student))
         if teacher != student:
-            projection = nn.Conv2d(student, teacher, 1)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seeds.mix(self.settings.seed, seeds.NETWORK))
+                projection = nn.Conv2d(student, teacher, 1)
             self.networks["projection"] = projection
             self.optimizers["main"].add_param_group({"params": list(projection.parameters())})
 

@@ -45,7 +45,7 @@ def sinusoids(network: Any, times: list[float]) -> Tensor:
     """(len(times), dimensions), as the network computes them."""
     sinusoid, layer = time_layers(network)[0]
     values: Tensor = sinusoid(torch.tensor(times, dtype=torch.float32, device=layer.weight.device))
-    return values.double().cpu()
+    return values.cpu().double()  # some devices have no float64
 
 
 def condition(network: Any, times: list[float]) -> float:
@@ -61,12 +61,13 @@ def fold_time(network: Any, real: list[float], told: list[float] | None) -> None
     heard = sinusoids(network, real).T
     said = None if told is None else sinusoids(network, told).T
     for _, layer in time_layers(network):
-        weight = layer.weight.double().cpu()
+        weight = layer.weight.cpu().double()
         if said is None:
-            layer.bias.add_((weight @ heard)[:, 0].to(layer.bias))
+            layer.bias.add_((weight @ heard)[:, 0].to(layer.bias.dtype).to(layer.bias.device))
             layer.weight.zero_()
         else:
-            layer.weight.copy_(weight + weight @ (heard - said) @ torch.linalg.pinv(said))
+            solved = weight + weight @ (heard - said) @ torch.linalg.pinv(said)
+            layer.weight.copy_(solved.to(layer.weight.dtype))
 
 
 def fold_to_index(network: nn.Module, real: list[float]) -> nn.Module:
@@ -123,7 +124,7 @@ def learn_table(unet: Any, real: list[float]) -> None:
     """diffusers' "learned" time embedding, whose row j is what the network heard at real[j]: exact for any number of rows."""
     before, weight = unet.time_proj, unet.time_embedding.linear_1.weight
     dtype = torch.int64 if isinstance(before, nn.Embedding) else torch.float32
-    rows = before(torch.tensor(real, dtype=torch.float64, device=weight.device).to(dtype))
+    rows = before(torch.tensor(real, dtype=torch.float64).to(dtype).to(weight.device))
     unet.time_proj = nn.Embedding.from_pretrained(
         rows.detach().to(weight.dtype).clone(), freeze=not weight.requires_grad
     )
