@@ -269,7 +269,7 @@ def test_lists_are_taken_and_left_alone() -> None:
     assert phi == [1, 7, 500]
     assert subsequence(LINEAR, 1).phi == (1000,)
     assert subsequence(LINEAR, range(1, 1001)).phi == subsequence(LINEAR, 1000).phi
-    with pytest.raises(UserError, match="has 3 steps, but 4"):
+    with pytest.raises(UserError, match="has 3 steps, but calls is 4"):
         kept_steps(LINEAR, 4, phi)
 
 

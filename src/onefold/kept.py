@@ -49,7 +49,9 @@ def kept_steps(process: Process, steps: int, how: str | Sequence[int] | Tensor, 
 def listed(total: int, steps: int, given: Sequence[int] | Tensor) -> tuple[int, ...]:
     phi = checked_steps(total, given.tolist() if isinstance(given, Tensor) else list(given))
     if len(phi) != steps:
-        raise UserError(f"the sub-sequence has {len(phi)} steps, but {steps} are asked for; leave one of them out")
+        raise UserError(
+            f"the sub-sequence has {len(phi)} steps, but calls is {steps}; give calls={len(phi)}, or as many steps as calls"
+        )
     return phi
 
 

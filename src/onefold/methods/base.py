@@ -82,6 +82,8 @@ class DistillSettings(RunSettings):
         name = values.get("preset")
         if name is None:
             return values
+        if not cls.presets:
+            raise UserError(f"preset is {name!r}, but this method has no published settings under a name; leave it out")
         if not isinstance(name, str) or name not in cls.presets:
             raise UserError(f"unknown preset {name!r}{suggest(str(name), cls.presets)}")
         return {**cls.presets[name], **values}

@@ -41,7 +41,10 @@ class ChainSettings(DistillSettings):
     batch_size: int = Field(
         16, ge=1, description="images (or the teacher's trajectories) a batch, over all processes and micro-batches"
     )
-    data: str | None = Field(None, description="images to noise: a folder, an .npz, hf:NAME, digits or teacher:NAME")
+    data: str | None = Field(
+        None,
+        description="images to noise, cropped and scaled down to the teacher's size: a folder, an .npz, hf:NAME, digits or teacher:NAME",
+    )
     flip: bool = Field(False, description="mirror half of the images")
     states: Literal["auto", "data", "teacher"] = Field(
         "auto",

@@ -34,6 +34,7 @@ from onefold.networks.variants import fresh, resized
 from onefold.process import Indexed, indexed
 from onefold.training.contract import Update
 
+LAST = "conv_out"  # of the U-Nets of diffusers
 READS_TIME = re.compile(
     r"(^|\.)(time_embedding|timestep_embedder|map_layer\d)\."
 )  # of U-Nets, transformers, EDM networks
@@ -72,7 +73,7 @@ class SFDDMSettings(ChainSettings):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": PAPER, "official": OFFICIAL}
 
-    phi: str | list[int] = Field(
+    phi: str | list[Any] = Field(
         "auto",
         description="the teacher's steps that are kept: uniform (as published), start (as in the published code), logsnr, karras, quadratic, "
         "gits, concentrated:0.4, scattered, or a rising list of 1-based steps; auto is the process's usual",
@@ -117,9 +118,7 @@ class SFDDMSettings(ChainSettings):
     feature_weight: float = Field(
         0.0, ge=0, description="of the L1 distance of features inside both networks (published code: 1)"
     )
-    features: str = Field(
-        "conv_out", description="the layer whose input is compared then, the same name in both networks"
-    )
+    features: str = Field(LAST, description="the layer whose input is compared then, the same name in both networks")
 
     @model_validator(mode="after")
     def fit_together(self) -> Self:
@@ -136,6 +135,8 @@ class SFDDMSettings(ChainSettings):
             raise UserError(
                 f"begin={self.begin} is for time=index; the teacher's time is known already, use begin=teacher"
             )
+        if not self.feature_weight and self.features != LAST:
+            raise UserError(f"features={self.features} are compared with feature_weight above 0 only; set it, say to 1")
         if self.feature_weight and self.compile:
             raise UserError(
                 "features are seen through hooks, which compiled networks do not have; set compile=false or feature_weight=0"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from onefold.errors import UserError, suggest
+from onefold.errors import UserError
 
 
 def layer_of(network: nn.Module, name: str) -> nn.Module:
     layers: dict[str, nn.Module] = dict(network.named_modules())
     if name not in layers or not name:
-        raise UserError(f"the network has no layer {name!r} to take features from{suggest(name, layers)}")
+        close = difflib.get_close_matches(name, layers, n=1)
+        instead = f"did you mean {close[0]!r}?" if close else "name one as named_modules() does, such as conv_out"
+        raise UserError(f"the network has no layer {name!r} to take features from; {instead}")
     return layers[name]
 
 
