@@ -35,3 +35,26 @@ def test_a_bundled_teacher_s_card_is_made_from_its_results(teacher: str) -> None
     assert card == card_of(teacher), "write it again with `python benchmarks/cards.py`"
     best = next(row for row in rows(teacher) if row["kind"] == "best")["scores"]["rmse"]
     assert f"| 40 | {best['value']:.3f} ± {best['spread']:.3f} |" in card
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_the_table_of_sfddm_is_made_from_its_results(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    markdown = runpy.run_path(str(ROOT / "benchmarks" / "sfddm.py"))["markdown"]
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    assert "\n".join(markdown(f"sfddm_{teacher}")) in page, "write `python benchmarks/sfddm.py TEACHER --table` there"
+
+
+def test_roll_outs_are_nearer_than_ddim_and_no_farther_than_folds_at_three_times_the_cost() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "sfddm_digits8.json").read_text())["rows"]
+
+    def mean(row: str, calls: int, key: str = "to_fine") -> float:
+        found = [one[key] for one in rows if one["row"] == row and one["calls"] == calls]
+        return float(sum(found) / len(found))
+
+    for calls in (64, 32, 16, 8, 4, 2):
+        ddim, ours, folds = (mean(row, calls) for row in ("ddim", "rollout", "progressive"))
+        assert ours < ddim / (2 if calls <= 16 else 1) and ours <= folds * 1.01
+        assert mean("rollout", calls, "forwards") < mean("progressive", calls, "forwards") / 2.9
+    for calls in (16, 8, 4, 2):
+        assert mean("paper", calls, "to_strided") < 0.3 * mean("paper", calls, "strided_to_fine")
