@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import pipelines
 from onefold.errors import UserError
 from onefold.networks.edm import build_edm
-from onefold.networks.folding import fold_time, fold_to_index
+from onefold.networks.folding import fold_time, fold_to_index, index_table
 from onefold.networks.unet import build_unet
 
 SONG: dict[str, Any] = {
@@ -95,6 +95,20 @@ def test_a_folded_network_can_be_trained() -> None:
     folded(torch.randn(2, 1, 8, 8), torch.tensor([0, 15])).sample.square().mean().backward()
     assert float(folded.time_proj.weight.grad[[0, 15]].abs().min()) > 0
     assert all(parameter.grad is None for parameter in original.parameters())
+
+
+def test_a_table_of_indices_begins_as_the_network_itself(tmp_path: Path) -> None:
+    original = unet().requires_grad_(True)
+    table: Any = index_table(original, 16)
+    assert difference(table, original, [float(index) for index in range(16)]) < 1e-6
+    table(torch.randn(2, 1, 8, 8), torch.tensor([2, 5])).sample.square().mean().backward()
+    learns = table.time_proj.weight.grad.abs().sum(1) > 0
+    assert learns.nonzero().flatten().tolist() == [2, 5]  # each index a row of its own
+    table.save_pretrained(tmp_path)
+    again: Any = diffusers.UNet2DModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(again.time_proj.weight, table.time_proj.weight)
+    with pytest.raises(UserError, match="a Linear has no table of times.*use begin=teacher"):
+        index_table(nn.Linear(2, 2), 4)
 
 
 @pytest.mark.parametrize("steps", [2, 4])

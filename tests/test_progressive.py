@@ -98,7 +98,7 @@ def table(size: int = 1000) -> DiscreteVP:
         (table(), False, "auto"),
         (table(), False, "subsequence"),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__ if isinstance(value, Process) else str(value),
 )
 @pytest.mark.parametrize("settings", [{"calls": 2, "start": 16}, {"calls": 2, "start": 18, "factor": 3}], ids=str)
 def test_later_levels_are_earlier_ones(process: Process, continuous: bool, grid: str, settings: dict[str, Any]) -> None:

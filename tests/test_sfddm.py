@@ -441,6 +441,17 @@ def test_what_reads_the_time_may_learn_faster() -> None:
     assert len(sfddm(time_lr=1.0).optimizers["main"].param_groups) == 1
 
 
+def test_a_table_of_indices_learns_at_the_rate_of_the_time() -> None:
+    method, usual = sfddm(begin="table", time_lr=7.0), sfddm(begin="teacher")
+    rows: Any = method.networks["student"].time_proj
+    first, second = method.optimizers["main"].param_groups
+    assert rows.weight.shape[0] == 4 and id(rows.weight) in set(map(id, second["params"])) and second["scale"] == 7
+    assert id(rows.weight) not in set(map(id, first["params"]))
+    assert backward(method) == pytest.approx(backward(usual), rel=1e-4)  # the same function at first
+    with pytest.raises(UserError, match="begin=table is for time=index"):
+        sfddm(begin="table", time="teacher")
+
+
 def test_it_is_watched_beside_the_strided_teacher() -> None:
     """The first number decides what is kept: to the strided teacher for the paper's, to the fine one beyond it."""
     method = copied()

@@ -36,7 +36,7 @@ from onefold.training.contract import Update
 
 LAST = "conv_out"  # of the U-Nets of diffusers
 READS_TIME = re.compile(
-    r"(^|\.)(time_embedding|timestep_embedder|map_layer\d)\."
+    r"(^|\.)(time_proj|time_embedding|timestep_embedder|map_layer\d)\."
 )  # of U-Nets, transformers, EDM networks
 PAPER: dict[str, Any] = {
     "phi": "uniform",
