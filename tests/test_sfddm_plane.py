@@ -94,7 +94,7 @@ def points(folder: Path) -> str:
 
 
 def student(teacher: Denoiser, folder: Path, **settings: Any) -> SFDDM:
-    paper = {"preset": "paper", "data": points(folder), "batch_size": 128, "lr": 2e-3}
+    paper = {"preset": "paper", "data": points(folder), "batch_size": 128, "lr": 2e-3, "time_lr": 1.0}
     return SFDDM(teacher, build(SFDDMSettings, {"teacher": "plane", "out": "x", **paper, **settings}))
 
 
