@@ -6,7 +6,8 @@ size, nor the number of processes, nor an interruption changes what is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -31,6 +32,14 @@ def mix(*words: int) -> int:
 def generator(*words: int) -> torch.Generator:
     """A CPU generator whose stream is named by integers."""
     return torch.Generator().manual_seed(mix(*words))
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """For layers that draw their weights from torch's own generator, whose state comes back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def uniform(*words: int) -> float:

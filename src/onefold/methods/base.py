@@ -201,9 +201,10 @@ class Distillation:
     @property
     def fine_way(self) -> dict[str, Any]:
         """A teacher that knows some whole times alone can make no more calls than it has of them."""
-        process, calls = self.teacher.process, FINE["calls"]
-        few = isinstance(process, Tabled) and not self.teacher.continuous_time
-        return {**FINE, "calls": min(calls, len(process.sigmas)) if few else calls}  # type: ignore[attr-defined]
+        process = self.teacher.process
+        if self.teacher.continuous_time or not isinstance(process, Tabled):
+            return dict(FINE)
+        return {**FINE, "calls": min(FINE["calls"], len(process.sigmas))}
 
     def sampled(self, **how: Any) -> Tensor:
         """Of what the student should become, from the noise that is watched."""

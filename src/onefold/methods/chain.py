@@ -76,12 +76,13 @@ class Chain(Distillation):
         self.strided, self.fine, self.parts = grid, fine, parts  # of the teacher
         super().__init__(teacher, grid, None, settings)
         self.grid = self.own_grid()
-        self.solver = chosen_solver(settings, parts, from_data=uses_data(settings))
+        from_data = uses_data(settings)
+        self.solver = chosen_solver(settings, parts, from_data=from_data)
         self.levels = grid.sigmas[:-1]  # from the highest down, as all that is indexed by a level here
         self.parts_of_steps = fine.sigmas.unfold(0, parts + 1, parts)
         self.scales = weights(settings.weight, self.teacher, self.levels).sqrt()
         self.examples: Examples | None = None
-        if uses_data(settings):
+        if from_data:
             self.examples = Examples(
                 self.told, str(settings.data), batch_size=settings.batch_size, seed=settings.seed, flip=settings.flip
             )

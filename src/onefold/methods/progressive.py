@@ -86,8 +86,8 @@ class Progressive(Chain):
         """One fold: from the student in `before`, or from the teacher."""
         self.previous = None if before is None else previous_student(before, teacher)
         self.before_cost = {} if before is None else dict(read_json(before / RECIPE)["cost"])
-        grid = strided(first_grid(teacher, settings), settings.first // settings.calls)
-        fine = strided(first_grid(teacher, settings), settings.first // settings.calls // settings.factor)
+        first, every = first_grid(teacher, settings), settings.first // settings.calls
+        grid, fine = strided(first, every), strided(first, every // settings.factor)
         super().__init__(teacher, fine, settings.factor, grid, settings)
         self.frozen = {"teacher": self.shown.module}
         self.notes = (*self.notes, f"fold: {settings.calls * settings.factor} steps become {settings.calls}")

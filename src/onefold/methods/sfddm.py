@@ -15,7 +15,6 @@ import re
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -219,8 +218,7 @@ class SFDDM(Chain):
             )
         teacher, student = (channels_of(layer_of(model.module, name), name) for model in (self.teacher, self.student))
         if teacher != student:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seeds.mix(self.settings.seed, seeds.NETWORK))
+            with seeds.drawing(seeds.mix(self.settings.seed, seeds.NETWORK)):
                 projection = nn.Conv2d(student, teacher, 1)
             self.networks["projection"] = projection
             self.optimizers["main"].add_param_group({"params": list(projection.parameters())})

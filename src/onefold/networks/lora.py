@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from onefold import seeds
 from onefold.errors import UserError
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # as diffusers calls the projections
@@ -37,8 +38,7 @@ class Lora(nn.Module):
         peft = import_peft()
         self.rank, self.layers = rank, chosen_layers(network, targets)
         config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(self.layers))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeds.drawing(seed):
             adapted = peft.inject_adapter_in_model(config, twin(network), adapter_name=NAME)
         # Past nn.Module's registration: what is frozen is neither a parameter of the adapter nor in its state.
         self.__dict__.update(source=network, network=adapted)

@@ -6,17 +6,16 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
+from onefold import seeds
 from onefold.errors import UserError, first_line
 from onefold.networks.edm import EDMNetwork, build_edm
 
 
 def fresh(network: nn.Module, seed: int) -> nn.Module:
     """The architecture with weights drawn anew from a seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeds.drawing(seed):
         if isinstance(network, EDMNetwork):
             return build_edm(type(network).__name__, network.architecture.model_dump())
         if hasattr(network, "from_config"):
@@ -52,8 +51,7 @@ def resized(network: nn.Module, widths: Sequence[int] | None, layers: int | None
             f"widths are {chosen}; the teacher has {usual}, so give {len(usual)} multiples of {groups}, one for each resolution"
         )
     changes = {"block_out_channels": tuple(chosen), "layers_per_block": layers or config["layers_per_block"]}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeds.drawing(seed):
         try:
             return from_config(network, {**config, **changes})
         except (ValueError, TypeError, RuntimeError) as error:
