@@ -24,6 +24,7 @@ from onefold.student import load_student
 from onefold.targets import denoised_target, fine_grid, rollout
 from onefold.teachers import load_teacher
 from onefold.training.contract import Batch, Draw
+from toys import inputs_seen
 
 RING = torch.stack([torch.tensor([math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)]) for k in range(8)]).double()
 CENTRED = GaussianMixture(RING, 0.3)
@@ -110,19 +111,6 @@ def teacher_states(method: SFD, z: Tensor) -> list[Tensor]:
 
 def gradient(method: SFD) -> Tensor:
     return torch.cat([p.grad.flatten() for p in method.networks["student"].parameters() if p.grad is not None])
-
-
-def inputs_seen(method: SFD) -> list[Tensor]:
-    """The student's inputs, filled as it is called."""
-    seen: list[Tensor] = []
-    denoise = method.student.denoise
-
-    def spy(x: Tensor, sigma: float | Tensor, cond: Conditions | None = None) -> Tensor:
-        seen.append(x)
-        return denoise(x, sigma, cond)
-
-    method.student.denoise = spy  # type: ignore[method-assign]
-    return seen
 
 
 # --- levels -----------------------------------------------------------------------------------------------------------

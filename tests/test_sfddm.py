@@ -30,6 +30,7 @@ from onefold.targets import rollout, step_target
 from onefold.teachers import load_teacher
 from onefold.teachers.own import with_form
 from onefold.training.contract import Batch, Draw
+from toys import inputs_seen
 
 PHI = [20, 300, 610, 1000]
 LINEAR = DiscreteVP.from_betas(beta_table("linear"))
@@ -345,7 +346,7 @@ def test_all_levels_are_in_every_update(calls: int) -> None:
 def test_states_are_the_teacher_s_own_or_noised_data() -> None:
     free, told = (sfddm(**how, begin="random") for how in ({"data": None, "states": "teacher"}, {}))
     assert free.solver == told.solver == "euler" and free.examples is None and told.examples is not None
-    seen = states_seen(free)
+    seen = inputs_seen(free)
     batch = batch_of(free)
     list(free.updates(batch))
     start = free.strided.start_state(free.teacher.process, batch["z"])
@@ -353,24 +354,11 @@ def test_states_are_the_teacher_s_own_or_noised_data() -> None:
     for turn, x in enumerate(seen):
         wanted = torch.stack([path[(row + turn) % 4][row] for row in range(8)])
         assert torch.equal(x, wanted)
-    seen, batch = states_seen(told), batch_of(told)
+    seen, batch = inputs_seen(told), batch_of(told)
     list(told.updates(batch))
     sigma = told.levels[batch["host.level"]].float().reshape(-1, 1, 1, 1)
     assert len(seen) == 1 and torch.equal(seen[0], batch["images"] + sigma * batch["z"])
     assert -1 <= batch["images"].min() and batch["images"].max() <= 1 and batch["images"].std() > 0.3
-
-
-def states_seen(method: SFDDM) -> list[Tensor]:
-    """The student's states, filled as it is asked."""
-    seen: list[Tensor] = []
-    denoise = method.student.denoise
-
-    def spy(x: Tensor, sigma: float | Tensor, cond: Conditions | None = None) -> Tensor:
-        seen.append(x)
-        return denoise(x, sigma, cond)
-
-    method.student.denoise = spy  # type: ignore[method-assign]
-    return seen
 
 
 @pytest.mark.parametrize("settings", [{}, {"data": None, "states": "teacher"}, {"feature_weight": 1.0}], ids=str)
@@ -572,7 +560,7 @@ def test_latents(tmp_path: Path) -> None:
     assert train(free, 1, 2)[-1] > 0 and images_of(free, count=2).shape == (2, *teacher.image_shape)
     codec: Any = teacher.codec
     told = sfddm(teacher, data=str(pictures(tmp_path, codec.shape)), batch_size=2)
-    seen, batch = states_seen(told), batch_of(told, size=2)
+    seen, batch = inputs_seen(told), batch_of(told, size=2)
     assert tuple(batch["images"].shape[1:]) == codec.shape
     list(told.updates(batch))
     noise = told.levels[batch["host.level"]].float().reshape(-1, 1, 1, 1) * batch["z"]

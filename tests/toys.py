@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from onefold.conditions import Conditions
+from onefold.methods.base import Distillation
 from onefold.pictures import picture_grid
 from onefold.training.contract import Batch, Draw, Networks, Update
 from onefold.training.loop import Engine
@@ -69,3 +71,16 @@ def engine(out: Path, method: Any = None, precision: str = "fp32", **settings: A
 
 def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def inputs_seen(method: Distillation) -> list[Tensor]:
+    """The student's inputs, filled as it is asked."""
+    seen: list[Tensor] = []
+    denoise = method.student.denoise
+
+    def spy(x: Tensor, sigma: float | Tensor, cond: Conditions | None = None) -> Tensor:
+        seen.append(x)
+        return denoise(x, sigma, cond)
+
+    method.student.denoise = spy  # type: ignore[method-assign]
+    return seen

@@ -190,11 +190,11 @@ def new_denoiser(data: ImageData, settings: TeachSettings) -> Denoiser:
     """An untrained teacher for this data."""
     classes = data.classes if settings.labels else None
     null = classes if classes and settings.label_dropout else None
-    torch.manual_seed(settings.seed)
     embeddings = None if classes is None else classes + (null is not None)
-    unet = build_unet(
-        data.shape, widths=settings.widths, layers=settings.layers, classes=embeddings, dropout=settings.dropout
-    )
+    with seeds.drawing(settings.seed):
+        unet = build_unet(
+            data.shape, widths=settings.widths, layers=settings.layers, classes=embeddings, dropout=settings.dropout
+        )
     noising = noising_of(settings)
     return Denoiser(
         unet,
@@ -257,8 +257,7 @@ def teach(
             progress=progress,
         )
     train, held_out = split(images, chosen.holdout, chosen.seed)
-    with torch.random.fork_rng(devices=[]):
-        denoiser = new_denoiser(images, chosen).replace(precision=precision)
+    denoiser = new_denoiser(images, chosen).replace(precision=precision)
     parameters = sum(p.numel() for p in denoiser.module.parameters())
     say(
         f"{len(train):,} images to learn from and {len(held_out):,} held out, of {'x'.join(map(str, images.shape))}, {images.classes or 'no'} classes; network of {parameters:,} parameters"
