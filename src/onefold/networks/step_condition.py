@@ -44,7 +44,6 @@ class StepCondition(nn.Module):
         super().__init__()
         readers = time_readers(network, layers)
         self.counts = tuple(sorted(set(counts)))
-        self.calls = self.counts[0] if len(self.counts) == 1 else None
         self.network = network
         self.waves = Waves(WIDTH, reaches=True)
         with seeds.drawing(seed):
@@ -59,10 +58,18 @@ class StepCondition(nn.Module):
             part.to(weight.device, weight.dtype)
         self.now = Rows()
         self.handles = [layer.register_forward_hook(AddRow(self.now, name)) for name, layer in readers.items()]
+        self.calls: int | None = None
+        self.count: Tensor | None = None  # as a tensor, or a compiled network would be compiled for each; and no buffer
+        if len(self.counts) == 1:
+            self.told(self.counts[0])
 
     def told(self, calls: int) -> None:
         """Which count the next calls are for."""
         self.calls = self.trained(calls)
+        self.count = self.as_tensor(calls)
+
+    def as_tensor(self, calls: int) -> Tensor:
+        return torch.full((1,), calls, dtype=torch.float32, device=next(self.mlp.parameters()).device)
 
     def trained(self, calls: int) -> int:
         if calls not in self.counts:
@@ -73,26 +80,25 @@ class StepCondition(nn.Module):
         return calls
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.calls is None:
+        if self.count is None:
             raise UserError(f"this network serves {len(self.counts)} counts and was told none; call told(calls) first")
-        before, self.now.rows = self.now.rows, self.rows_for(self.calls)
+        before, self.now.rows = self.now.rows, self.rows_for(self.count)
         try:
             return self.network(*args, **kwargs)
         finally:
             if not torch.is_grad_enabled():  # else backward may run layers again, and they must hear the same
                 self.now.rows = before
 
-    def rows_for(self, calls: int) -> dict[str, Tensor]:
-        """What each layer's output is increased by: W mlp(sinusoid(calls))."""
+    def rows_for(self, count: Tensor) -> dict[str, Tensor]:
+        """What each layer's output is increased by: W mlp(sinusoid(count))."""
         weight = next(self.mlp.parameters())
-        count = torch.full((1,), calls, dtype=torch.float32, device=weight.device)
-        heard = self.mlp(torch.cat(self.waves(count)[::-1], 1).to(weight.dtype))
+        heard = self.mlp(torch.cat(self.waves(count.to(weight.device))[::-1], 1).to(weight.dtype))
         return {name.replace("/", "."): row(heard)[0] for name, row in self.rows.items()}
 
     @torch.no_grad()
     def biases(self, calls: int) -> dict[str, Tensor]:
         """By its name in the network, the bias of each layer with the count's row in it."""
-        rows, values = self.rows_for(self.trained(calls)), dict[str, Tensor]()
+        rows, values = self.rows_for(self.as_tensor(self.trained(calls))), dict[str, Tensor]()
         for name, row in rows.items():
             bias = self.network.get_parameter(f"{name}.bias")
             values[f"{name}.bias"] = bias + row.to(bias.dtype)
@@ -149,7 +155,7 @@ class AddRow:
 def time_readers(network: nn.Module, ends: Sequence[str]) -> dict[str, nn.Linear]:
     """The linear layers with a bias whose names end so. The usual names need not all occur; those that a user chose must."""
     linear = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
-    able = {name: layer for name, layer in linear.items() if layer.bias is not None}
+    able = {name: layer for name, layer in linear.items() if getattr(layer, "bias", None) is not None}
     found = {end: [name for name in able if f".{name}".endswith(f".{end}")] for end in ends}
     absent = [end for end, names in found.items() if not names]
     if len(absent) == len(found) or (absent and tuple(ends) != TIME_READERS):
