@@ -159,7 +159,7 @@ def test_rows_are_computed_once_a_call(step: StepCondition) -> None:
 
 
 def test_recomputing_activations_gives_the_same_gradients() -> None:
-    """Though the network is asked for other counts, without gradients, before it goes backward."""
+    """Though before it goes backward the network is asked for other counts, without gradients, and a copy of it with them."""
     gradients = []
     for recompute in (False, True):
         step = conditioned(network_of("unet"), spread=True).train()
@@ -169,6 +169,7 @@ def test_recomputing_activations_gives_the_same_gradients() -> None:
         loss = output(step, "unet").square().mean()
         with torch.no_grad():
             list(outputs(step, "unet"))
+        list(outputs(copy.deepcopy(step), "unet"))
         loss.backward()
         gradients.append([weight.grad for weight in step.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
