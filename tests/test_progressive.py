@@ -298,5 +298,5 @@ def test_a_small_network_learns_a_mixture() -> None:
 
 def test_ddim_on_the_same_levels_stands_beside() -> None:
     method = Progressive(exact_teacher(), chosen(calls=2, start=8, watched=4))
-    way = method.controls()[STRIDED]
+    way = method.controls(2)[STRIDED]
     assert way["solver"] == "euler" and torch.equal(way["grid"].sigmas, method.grid.sigmas)

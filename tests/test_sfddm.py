@@ -445,10 +445,10 @@ def test_it_is_watched_beside_the_strided_teacher() -> None:
     method = copied()
     numbers = method.validate(method.networks)
     assert list(numbers) == ["distance_to_strided", "distance_to_teacher"] and numbers["distance_to_strided"] == 0
-    assert torch.equal(method.control[STRIDED], strided(method, seed=0))
+    assert torch.equal(method.strided_images(), strided(method, seed=0))
     further = copied(parts=4)
     assert list(further.validate(further.networks)) == ["distance_to_teacher", "distance_to_strided"]
-    evidence = method.evidence(method.networks)
+    evidence = method.evidence(method.networks, method.calls)
     assert evidence["student"] == evidence["solvers"][STRIDED] == pytest.approx(numbers["distance_to_teacher"])
     assert [label.splitlines()[0] for label, _ in method.rows(method.networks)] == ["teacher"] * 3 + ["student"]
 
@@ -691,7 +691,7 @@ def test_parts_that_a_teacher_of_few_steps_has_not() -> None:
     whole = teacher_of(process=DiscreteVP.from_betas(beta_table("linear", 8)), whole=True)
     method = sfddm(whole, phi="uniform", calls=2, parts=4, begin="auto")
     assert method.fine.phi == tuple(range(1, 9)) and method.fine_way["calls"] == 8
-    assert STRIDED in method.controls() and method.validate(method.networks)
+    assert STRIDED in method.controls(2) and method.validate(method.networks)
     with pytest.raises(UserError, match="parts=3 steps in each .* set parts=1"):
         sfddm(whole, phi="uniform", calls=4, parts=3, begin="auto")
 

@@ -9,7 +9,7 @@ from onefold.progress import duration
 
 PICTURE = "samples.png"
 
-NAMES = {"progressive": "progressive distillation"}  # of methods that are not called by their letters
+NAMES = {"progressive": "progressive distillation", "sfd_second": "SFD and its second stage"}  # of methods that are not called by their letters
 
 PAGE = """---
 library_name: diffusers

@@ -61,6 +61,7 @@ class Recipe(Piece):
     settings: Guided = Guided()
     cost: Cost | Empty = Empty()
     evidence: Evidence | Empty = Empty()
+    by_calls: dict[str, Evidence] = {}
     published: str | None = None
     command: str | None = None
     versions: dict[str, str] = {}
@@ -83,6 +84,23 @@ def check_recipe(facts: Mapping[str, Any], path: Path) -> tuple[Grid, AFS | None
     if grid.calls - (afs is not None) < 1:
         raise UserError(f"{path} has a grid without a call of the network; restore it")
     return grid, cast(AFS | None, afs)
+
+
+def further_grids(facts: Mapping[str, Any], most: int, afs: AFS | None, path: Path) -> dict[int, Grid]:
+    """Of a student that makes several numbers of calls: the levels of all but the largest."""
+    told = facts.get("further_grids", {})
+    try:
+        grids = {int(calls): Grid.from_dict(values) for calls, values in told.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(f"{path} has further_grids {told!r:.60}, expected one by number of calls; restore it") from None
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    for calls, grid in grids.items():
+        if calls != grid.calls - (afs is not None) or not 1 <= calls < most:
+            raise UserError(
+                f"{path} has a grid of {grid.calls} levels for {calls} calls, expected fewer than the student's {most}; restore it"
+            )
+    return grids
 
 
 def must_fit_the_network(grid: Grid, afs: AFS | None, denoiser: Denoiser, card: Mapping[str, Any], path: Path) -> None:

@@ -3,6 +3,7 @@
 unet/ + scheduler/        the network in its teacher's own form
 onefold.json              what the teacher's folder says of classes and hashes
 student.json              method, grid, solver, analytic first step, guidance, teacher, cost, versions
+calls.safetensors         where it makes several numbers of calls: what the network has of its own for each, beside the largest
 README.md + samples.png   the same for people, beside the teacher's images from the same noise
 lora/                     where it was trained as one: the adapter that was merged into the network, for a copy of the teacher
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -32,6 +33,8 @@ from onefold.progress import Progress, Tell
 from onefold.recipes import PHI
 from onefold.sampling import sample
 from onefold.solvers import AFS
+from onefold.variants import FILE as VARIANTS
+from onefold.variants import Variant, load_variants, save_variants, with_tensors
 
 if TYPE_CHECKING:
     from onefold.export import Exported
@@ -59,9 +62,10 @@ class Student:
     recipe: Mapping[str, Any]
     picture: Image | None = None  # beside its control
     adapter: Callable[[Path], object] | None = None  # writes the file of a LoRA student
+    variants: Mapping[int, Variant] = field(default_factory=dict)  # by further numbers of calls
 
     def __repr__(self) -> str:
-        return f"<student {self.name}: {self.calls} calls, {self.recipe.get('method')} of {self.recipe.get('teacher', {}).get('name')}>"
+        return f"<student {self.name}: {' or '.join(map(str, self.counts))} calls, {self.recipe.get('method')} of {self.recipe.get('teacher', {}).get('name')}>"
 
     @property
     def name(self) -> str:
@@ -71,6 +75,26 @@ class Student:
     def calls(self) -> int:
         """Network calls an image costs, without guidance."""
         return self.grid.calls - (self.afs is not None)
+
+    @property
+    def counts(self) -> list[int]:
+        """All numbers of calls that it was trained for; `calls` is the largest."""
+        return sorted({self.calls, *self.variants})
+
+    def at(self, calls: int) -> Student:
+        """The student of one of its numbers of calls, an ordinary one of a network of its own."""
+        if calls not in self.counts:
+            known = " or ".join(map(str, self.counts))
+            raise UserError(f"student {self.name!r} makes {known} calls, not {calls}; distil another one for {calls}")
+        if not self.variants:
+            return self
+        evidence = self.recipe.get("by_calls", {}).get(str(calls), {})
+        recipe = {key: value for key, value in self.recipe.items() if key != "by_calls"} | {"evidence": evidence}
+        if calls == self.calls:
+            return replace(self, recipe=recipe, variants={})
+        chosen = self.variants[calls]
+        denoiser = self.denoiser.replace(network=with_tensors(self.denoiser.module, chosen.tensors), home=None)
+        return replace(self, denoiser=denoiser, grid=chosen.grid, recipe=recipe, picture=None, variants={})
 
     @property
     def way(self) -> dict[str, Any]:
@@ -136,13 +160,10 @@ class Student:
         first: int = 0,
         progress: Progress | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Images as floats, the data's range being [-1, 1], N C H W; image i depends on (seed, i) only. A student has one
-        number of calls. `eta` adds fresh noise in each step (1: ancestral); `clip`, `noise` and `trajectory` are those of
+        """Images as floats, the data's range being [-1, 1], N C H W; image i depends on (seed, i) only. `calls` is one
+        of the student's numbers, the largest if it is not told. `eta` adds fresh noise in each step (1: ancestral); `clip`, `noise` and `trajectory` are those of
         `onefold.sample`."""
-        if calls is not None and calls != self.calls:
-            raise UserError(
-                f"student {self.name!r} makes {self.calls} calls, not {calls}; distil another one for {calls}"
-            )
+        student = self if calls is None else self.at(calls)
         how: dict[str, Any] = {
             "seed": seed,
             "labels": labels,
@@ -153,11 +174,11 @@ class Student:
             "batch_size": batch_size,
             "first": first,
             "progress": progress,
-            **self.way_with(eta),
+            **student.way_with(eta),
         }
         if trajectory:
-            return sample(self.denoiser, count, trajectory=True, **how)
-        images: Tensor = sample(self.denoiser, count, **how)
+            return sample(student.denoiser, count, trajectory=True, **how)
+        images: Tensor = sample(student.denoiser, count, **how)
         return images
 
     def with_prompts(self, source: str | Path | Sequence[str]) -> Student:
@@ -165,7 +186,10 @@ class Student:
         return replace(self, denoiser=self.denoiser.with_prompts(source))
 
     def facts(self) -> dict[str, Any]:
-        return {"format": FORMAT, **self.recipe, "calls": self.calls, "grid": self.grid.to_dict(), "afs": self.afs}
+        grids = {str(calls): variant.grid.to_dict() for calls, variant in self.variants.items()}
+        further = {"further_grids": grids} if grids else {}
+        own = {"calls": self.calls, "grid": self.grid.to_dict(), "afs": self.afs}
+        return {"format": FORMAT, **self.recipe, **own, **further}
 
     def save(self, folder: str | Path) -> None:
         """Whole or not at all, over what was there."""
@@ -176,7 +200,9 @@ class Student:
         told = {} if self.adapter is None else {"LoRA": ADAPTER}
         texts["README.md"] = page(facts, self.name, self.usage(folder), RECIPE, told)
         picture = self.picture or labelled_rows([(f"{self.calls} calls", self.sample(10))])
-        others = {} if self.adapter is None else {FILE: self.adapter}
+        others: dict[str, Callable[[Path], object]] = {} if self.adapter is None else {FILE: self.adapter}
+        if self.variants:
+            others[VARIANTS] = partial(save_variants, self.variants)
         more = {} if self.grid.phi is None else {PHI: list(self.grid.phi)}
         save_like(self.denoiser, folder, texts, {PICTURE: picture}, others, more)
 
@@ -231,17 +257,21 @@ def load_student(
         raise UserError(
             f"{path / RECIPE} has format {facts.get('format')!r}, this version reads {FORMAT}; use the version that wrote it"
         )
-    from onefold.recipes import check_recipe, must_fit_the_network
+    from onefold.recipes import check_recipe, further_grids, must_fit_the_network
 
-    recipe = {key: value for key, value in facts.items() if key not in ("format", "calls", "grid", "afs")}
+    own_facts = ("format", "calls", "grid", "afs", "further_grids")
+    recipe = {key: value for key, value in facts.items() if key not in own_facts}
     grid, afs = check_recipe(facts, path / RECIPE)
+    further = further_grids(facts, grid.calls - (afs is not None), afs, path / RECIPE)
     how: dict[str, Any] = {"device": device, "precision": precision, "tell": tell}
     own = (path / WEIGHTS).is_file()
     denoiser = load_own_student(path, teacher, **how) if own else load_teacher(path, **how)
     card = read_json(path / CARD) if (path / CARD).is_file() else {}
-    must_fit_the_network(grid, afs, denoiser, card, path / RECIPE)
+    for one in (grid, *further.values()):
+        must_fit_the_network(one, afs, denoiser, card, path / RECIPE)
+    variants = load_variants(further, denoiser.module, path / VARIANTS) if further else {}
     adapter = partial(shutil.copyfile, path / FILE) if (path / FILE).is_file() else None
-    return Student(denoiser, grid, afs, recipe, read_picture(path / PICTURE), adapter)
+    return Student(denoiser, grid, afs, recipe, read_picture(path / PICTURE), adapter, variants)
 
 
 def read_picture(path: Path) -> Image | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from onefold.conditions import Conditions
 from onefold.denoiser import Denoiser, spread
 from onefold.grids import Grid
-from onefold.solvers import get_solver
+from onefold.solvers import AFS, get_solver
 
 
 def fine_grid(teacher: Denoiser, grid: Grid, parts: int) -> Grid:
@@ -20,9 +20,18 @@ def fine_grid(teacher: Denoiser, grid: Grid, parts: int) -> Grid:
 
 
 @torch.no_grad()
-def rollout(teacher: Denoiser, start: Tensor, fine: Grid, parts: int, *, solver: str, cond: Conditions) -> list[Tensor]:
+def rollout(
+    teacher: Denoiser,
+    start: Tensor,
+    fine: Grid,
+    parts: int,
+    *,
+    solver: str,
+    cond: Conditions,
+    afs: AFS | None = None,
+) -> list[Tensor]:
     """The teacher's states at the student's levels: the start, then after every `parts` of its own steps."""
-    _, states = get_solver(solver)(teacher, start, fine.sigmas, cond=cond, trajectory=True)
+    _, states = get_solver(solver)(teacher, start, fine.sigmas, cond=cond, afs=afs, trajectory=True)
     return states[::parts]
 
 

@@ -15,6 +15,7 @@ from onefold.errors import UserError, suggest
 # name -> (module, class of the method, class of its settings); imported when asked for
 METHODS: dict[str, tuple[str, str, str]] = {
     "sfd": ("onefold.methods.sfd", "SFD", "SFDSettings"),
+    "sfd_second": ("onefold.methods.sfd_second", "SecondStage", "SecondSettings"),
     "sfddm": ("onefold.methods.sfddm", "SFDDM", "SFDDMSettings"),
     "progressive": ("onefold.methods.progressive", "Progressive", "ProgressiveSettings"),
 }

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar, Self
 
 import torch
@@ -72,13 +73,21 @@ class DistillSettings(RunSettings):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    @property
+    def counts(self) -> list[int]:
+        """All numbers of calls that the student is to know."""
+        return [self.calls]
+
     def stages(self) -> Sequence[Self]:
         """Runs that lead to the result one after the other, each from the last one's student; the last is this one."""
         return [self]
 
     @model_validator(mode="before")
     @classmethod
-    def fill_from_preset(cls, values: Any) -> Any:
+    def fill_in(cls, values: Any) -> Any:
+        """Several numbers of calls are the largest and the others; what a preset sets comes after what is given."""
+        if isinstance(values.get("calls"), (list, tuple)):
+            values = {**values, **cls.several(list(values["calls"]))}
         name = values.get("preset")
         if name is None:
             return values
@@ -87,6 +96,14 @@ class DistillSettings(RunSettings):
         if not isinstance(name, str) or name not in cls.presets:
             raise UserError(f"unknown preset {name!r}{suggest(str(name), cls.presets)}")
         return {**cls.presets[name], **values}
+
+    @classmethod
+    def several(cls, counts: list[Any]) -> dict[str, Any]:
+        if len(counts) == 1:
+            return {"calls": counts[0]}
+        raise UserError(
+            f"calls is {counts}, but this method makes a student of one number of calls; give one, or take method sfd"
+        )
 
     @model_validator(mode="after")
     def adapt_something(self) -> Self:
@@ -117,6 +134,7 @@ class Distillation:
             settings,
         )
         self.target = teacher.replace(guidance=settings.guidance, prompts=shown)  # what the student should become
+        self.standard = self.target  # what it is measured against
         self.student = self.begin()
         network = self.student.module
         self.networks: dict[str, nn.Module] = {"student": network}
@@ -125,8 +143,8 @@ class Distillation:
         self.averaged: tuple[str, ...] = ("student",) if averaging else ()
         self.notes = (network.note,) if isinstance(network, Lora) else ()
         self.reference: Tensor | None = None
-        self.drawn: Tensor | None = None
-        self.control: dict[str, Tensor] = {}
+        self.drawn: dict[int, Tensor] = {}  # by the number of calls, as all that is shown
+        self.control: dict[int, dict[str, Tensor]] = {}
 
     def begin(self) -> Denoiser:
         """The student as it is before its training."""
@@ -137,11 +155,16 @@ class Distillation:
         return self.grid.calls - (self.afs is not None)
 
     @property
+    def grids(self) -> dict[int, Grid]:
+        """Of every number of calls that the student learns."""
+        return {self.calls: self.grid}
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What must be the same when an interrupted run goes on, beside its settings."""
         return {
             "teacher": self.teacher.card.get("sha256"),
-            "grid": self.grid.to_dict(),
+            "grids": {str(calls): grid.to_dict() for calls, grid in self.grids.items()},
             "prompts": self.prompts_fingerprint,
         }
 
@@ -162,7 +185,8 @@ class Distillation:
             "settings": self.settings.model_dump(mode="json"),
             "teacher": {"name": self.teacher.name, "sha256": self.teacher.card.get("sha256")},
             "cost": dict(cost or {}),
-            "evidence": self.evidence(networks) if cost else {},
+            "evidence": self.evidence(networks, self.calls) if cost else {},
+            **(self.evidence_by_calls(networks) if cost else {}),
             "published": self.published(),
             **({} if self.told.prompts is None else {"trained_on": texts_hash(self.told.prompts.texts)}),
             "versions": versions(),
@@ -181,9 +205,10 @@ class Distillation:
     def command(self) -> str:
         """The command that makes this student again."""
         chosen = self.settings
-        words = ["onefold", "distill", chosen.teacher, "--method", chosen.method, "--calls", str(chosen.calls)]
+        counts = ",".join(map(str, chosen.counts))
+        words = ["onefold", "distill", chosen.teacher, "--method", chosen.method, "--calls", counts]
         words += ["--preset", chosen.preset] if chosen.preset else []
-        said = {"teacher", "method", "calls", "preset"}
+        said = {"teacher", "method", "calls", "preset", "also"} & type(chosen).model_fields.keys()
         return command_line(
             words, chosen, ("prompts", "data", "budget", "batch_size", "seed", "precision"), said, {"device"}
         )
@@ -201,15 +226,15 @@ class Distillation:
     @property
     def fine_way(self) -> dict[str, Any]:
         """A teacher that knows some whole times alone can make no more calls than it has of them."""
-        process = self.teacher.process
-        if self.teacher.continuous_time or not isinstance(process, Tabled):
+        process = self.standard.process
+        if self.standard.continuous_time or not isinstance(process, Tabled):
             return dict(FINE)
         return {**FINE, "calls": min(FINE["calls"], len(process.sigmas))}
 
     def sampled(self, **how: Any) -> Tensor:
-        """Of what the student should become, from the noise that is watched."""
+        """Of what the student is measured against, from the noise that is watched."""
         seed, at_once = self.settings.seed, self.at_once
-        images: Tensor = sample(self.target, self.settings.watched, seed=seed, batch_size=at_once, **how)
+        images: Tensor = sample(self.standard, self.settings.watched, seed=seed, batch_size=at_once, **how)
         return images
 
     @property
@@ -222,43 +247,47 @@ class Distillation:
     def validate(self, networks: Networks) -> dict[str, float]:
         network = networks["student"]
         training = network.training
-        images = self.sampler({"student": network.eval()}).sample(
-            self.settings.watched, seed=self.settings.seed, batch_size=self.at_once
-        )
+        student, seed = self.sampler({"student": network.eval()}), self.settings.seed
+        self.drawn = {
+            calls: student.sample(self.settings.watched, seed=seed, calls=calls, batch_size=self.at_once)
+            for calls in student.counts
+        }
         network.train(training)
-        self.drawn = images
-        return {"distance_to_teacher": self.distance(images)}
+        distances = {calls: self.distance(images) for calls, images in self.drawn.items()}
+        each = {f"distance_of_{calls}": distance for calls, distance in distances.items()}
+        return {"distance_to_teacher": fmean(distances.values()), **(each if len(each) > 1 else {})}
 
-    def student_images(self, networks: Networks) -> Tensor:
+    def student_images(self, networks: Networks, calls: int) -> Tensor:
         """What `validate` drew last; a run that was finished before has not drawn yet."""
-        if self.drawn is None:
+        if not self.drawn:
             self.validate(networks)
-        assert self.drawn is not None
-        return self.drawn
+        return self.drawn[calls]
 
     def picture(self, networks: Networks) -> Image:
         """Teacher, its best solver at as many calls and the student, the same noise in each column."""
         return labelled_rows([(label, images[:COLUMNS]) for label, images in self.rows(networks)])
 
     def rows(self, networks: Networks) -> list[tuple[str, Tensor]]:
-        best, control = self.best_control()
-        return [
-            (f"teacher\n{self.fine_way['calls']} calls", self.teacher_at_its_best()),
-            (f"teacher\n{self.calls * (1 + (self.settings.guidance != 1))} calls, {best}", control),
-            (f"student\n{self.calls} calls", self.student_images(networks)),
-        ]
+        rows = [(f"teacher\n{self.fine_way['calls']} calls", self.teacher_at_its_best())]
+        for calls in self.settings.counts:
+            best, control = self.best_control(calls)
+            rows += [
+                (f"teacher\n{in_calls(calls * (1 + (self.settings.guidance != 1)))}, {best}", control),
+                (f"student\n{in_calls(calls)}", self.student_images(networks, calls)),
+            ]
+        return rows
 
-    def best_control(self) -> tuple[str, Tensor]:
+    def best_control(self, calls: int) -> tuple[str, Tensor]:
         """The teacher with the good solver, on its usual or a tuned grid, that comes nearest to its fine solution in as many
         steps; each is a network call, and two with guidance."""
-        if not self.control:
-            self.control = {name: self.sampled(**way) for name, way in self.controls().items()}
-        return min(self.control.items(), key=lambda item: self.distance(item[1]))
+        if calls not in self.control:
+            self.control[calls] = {name: self.sampled(**way) for name, way in self.controls(calls).items()}
+        return min(self.control[calls].items(), key=lambda item: self.distance(item[1]))
 
-    def controls(self) -> dict[str, dict[str, Any]]:
+    def controls(self, calls: int) -> dict[str, dict[str, Any]]:
         """How the teacher is sampled beside the student, by name."""
-        names = ("auto", TUNED) if self.calls <= MOST_TUNED else ("auto",)
-        grids = {name: grid_for(self.target, name, self.calls, end="zero", afs=None) for name in names}
+        names = ("auto", TUNED) if calls <= MOST_TUNED else ("auto",)
+        grids = {name: grid_for(self.standard, name, calls, end="zero", afs=None) for name in names}
         return {
             solver + f" on {name}" * (name == TUNED): {"solver": solver, "grid": grid}
             for solver, (name, grid) in product(CONTROL, grids.items())
@@ -267,19 +296,28 @@ class Distillation:
     def distance(self, images: Tensor) -> float:
         return root_mean_square(images, self.teacher_at_its_best())
 
-    def evidence(self, networks: Networks) -> dict[str, Any]:
+    def evidence(self, networks: Networks, calls: int) -> dict[str, Any]:
         """Beside the student, its control: the teacher with good solvers at the same number of calls."""
-        best, _ = self.best_control()
+        best, _ = self.best_control(calls)
         return {
             "measure": "RMSE to the teacher's fine solution, same noise",
             "images": self.settings.watched,
-            "student": self.distance(self.student_images(networks)),
+            "student": self.distance(self.student_images(networks, calls)),
             "best_solver": best,
-            "solvers": {solver: self.distance(images) for solver, images in self.control.items()},
+            "solvers": {solver: self.distance(images) for solver, images in self.control[calls].items()},
         }
+
+    def evidence_by_calls(self, networks: Networks) -> dict[str, Any]:
+        """The same for each number of calls, where there are several."""
+        counts = self.settings.counts
+        return {"by_calls": {str(n): self.evidence(networks, n) for n in counts}} if len(counts) > 1 else {}
 
     def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:
         self.as_student(networks, cost).save(folder)
+
+
+def in_calls(calls: int) -> str:
+    return f"{calls} call{'s' * (calls != 1)}"
 
 
 def held_out(prompts: Prompts, watched: int) -> tuple[Prompts, Prompts]:
@@ -300,7 +338,7 @@ def begun_as(network: nn.Module, settings: DistillSettings) -> nn.Module:
 
 def begun_with(settings: DistillSettings) -> Grid | None:
     """The grid of the run that is to go on, as its newest checkpoint tells; None where nothing has begun."""
-    known = RunFolder(Path(settings.out)).checkpoints.identity().get("grid")
+    known = RunFolder(Path(settings.out)).checkpoints.identity().get("grids", {}).get(str(settings.calls))
     return None if known is None else Grid.from_dict(known)
 
 

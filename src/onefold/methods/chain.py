@@ -156,19 +156,23 @@ class Chain(Distillation):
 
     # -- what it is looked at beside -------------------------------------------------------------------------------
 
-    def controls(self) -> dict[str, dict[str, Any]]:
+    def controls(self, calls: int) -> dict[str, dict[str, Any]]:
         """And the teacher in as many DDIM steps on these very levels: what a perfect student of K = 1 is."""
-        return {STRIDED: {"solver": "euler", "grid": self.strided}, **super().controls()}
+        return {STRIDED: {"solver": "euler", "grid": self.strided}, **super().controls(calls)}
+
+    def strided_images(self) -> Tensor:
+        self.best_control(self.calls)
+        return self.control[self.calls][STRIDED]
 
     def validate(self, networks: Networks) -> dict[str, float]:
         to_fine = super().validate(networks)
-        self.best_control()
-        strided = {"distance_to_strided": root_mean_square(self.student_images(networks), self.control[STRIDED])}
+        drawn = self.student_images(networks, self.calls)
+        strided = {"distance_to_strided": root_mean_square(drawn, self.strided_images())}
         return {**strided, **to_fine} if self.parts == 1 else {**to_fine, **strided}
 
     def rows(self, networks: Networks) -> list[tuple[str, Tensor]]:
         fine, *others = super().rows(networks)
-        return [fine, (f"teacher\nDDIM, {self.calls} steps", self.control[STRIDED]), *others]
+        return [fine, (f"teacher\nDDIM, {self.calls} steps", self.strided_images()), *others]
 
 
 def uses_data(settings: ChainSettings) -> bool:

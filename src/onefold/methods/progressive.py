@@ -24,6 +24,7 @@ from onefold.files import read_json
 from onefold.grids import TUNED, Grid, make_grid
 from onefold.methods.base import begun_as
 from onefold.methods.chain import Chain, ChainSettings
+from onefold.methods.stages import added
 from onefold.student import RECIPE, Student, load_student
 from onefold.training.budget import Amount
 from onefold.training.contract import Networks
@@ -109,7 +110,9 @@ class Progressive(Chain):
     def as_student(self, networks: Networks, cost: Mapping[str, Any] | None = None) -> Student:
         """What it cost is what all folds cost. A later fold's adapter is the difference to the fold before, so it fits no copy of the
         teacher and is not kept."""
-        student = super().as_student(networks, None if cost is None else added(self.before_cost, cost, self.calls))
+        student = super().as_student(
+            networks, None if cost is None else added(self.before_cost, cost, FOLDS, self.calls)
+        )
         return student if self.previous is None else replace(student, adapter=None)
 
 
@@ -128,13 +131,3 @@ def strided(grid: Grid, every: int) -> Grid:
     phi = None if grid.phi is None else grid.phi[::-1][::every][::-1]
     times = None if grid.times is None else grid.times[::every]
     return replace(grid, sigmas=grid.sigmas[::every], times=times, phi=phi)
-
-
-def added(before: Mapping[str, Any], now: Mapping[str, Any], calls: int) -> dict[str, Any]:
-    """The cost of all folds so far, and of each."""
-    fold = {"calls": calls, **{key: now[key] for key in ("images", "steps", "seconds")}}
-    if not before:
-        return {**now, "folds": [fold]}
-    sums = {key: round(before[key] + now[key], 1) for key in ("images", "steps", "seconds")}
-    network_calls = {name: before["calls"].get(name, 0) + count for name, count in now["calls"].items()}
-    return {**now, **sums, "calls": network_calls, "folds": [*before["folds"], fold]}

@@ -6,28 +6,34 @@ each interval; the student walks its own trajectory, and at each step is pulled 
     y_n = r x_n + (1 - r) D(x_n, sigma_n),  r = sigma_{n+1} / sigma_n,   L_n = | y_n - y*_{n+1} |,   x_{n+1} = stop_grad(y_n)
 
 One optimiser update a step, so memory does not grow with N. With an analytic first step the first costs no call and no update.
+
+SFD-v is the same for several N: each batch is for one of them, whose number the network is told.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from onefold import seeds
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.grids import TUNED, End, Grid, explicit, usual_schedule
-from onefold.losses import Loss, Reduction, distance
-from onefold.methods.base import Distillation, DistillSettings, begun_with
+from onefold.losses import distance
+from onefold.methods.base import begun_with
+from onefold.methods.trajectory import Trajectory, TrajectorySettings
+from onefold.networks.step_condition import TIME_READERS, StepCondition
 from onefold.sampling import grid_for
 from onefold.solvers import AFS, analytic_denoised, euler_step, get_solver
+from onefold.student import Student
 from onefold.targets import denoised_target, fine_grid, rollout
-from onefold.training.contract import Batch, Update
+from onefold.training.contract import Batch, Networks, Update
+from onefold.variants import Variant
 
 PAPER = {
     "budget": "200k",
@@ -68,14 +74,30 @@ PUBLISHED = {
     "paper_cifar10": {2: (4.53, 0.64), 3: (3.58, 0.92), 4: (3.24, 1.17), 5: (3.06, 1.42)},
     "paper_imagenet64": {2: (10.25, 3.34), 3: (6.35, 4.63), 4: (4.99, 5.98), 5: (4.33, 7.11)},
 }
+# preset -> (calls -> FID, A100 hours of the one model)
+PUBLISHED_TOGETHER = {
+    "paper_cifar10": ({2: 4.28, 3: 3.50, 4: 3.18, 5: 2.95}, 4.26),
+    "paper_imagenet64": ({2: 9.47, 3: 5.78, 4: 4.72, 5: 4.21}, 23.62),
+}
 
 
-class SFDSettings(DistillSettings):
+class SFDSettings(TrajectorySettings):
     """Settings of SFD."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
-    batch_size: int = Field(16, ge=1, description="trajectories a batch, over all processes and micro-batches")
+    also: list[int] = Field(
+        [],
+        description="further, smaller numbers of calls that the same student knows (SFD-v); --calls 2,3,4,5 says calls=5 also=[2,3,4]",
+    )
+    step_init: Literal["zero", "official"] = Field(
+        "zero",
+        description="with several numbers of calls: the layers that tell the network which begin at zero, so that the student begins as its teacher, or at random (official)",
+    )
+    step_layers: list[str] = Field(
+        list(TIME_READERS),
+        description="with several numbers of calls: the linear layers that are told which, by the ends of their names; those that read the time, if not told",
+    )
     parts: int = Field(3, ge=1, description="K: teacher steps in one student step (published: 4)")
     solver: str = Field("ipndm3", description="of the teacher (published: dpmpp3m)")
     grid: str | list[float] = Field(
@@ -89,8 +111,6 @@ class SFDSettings(DistillSettings):
     sigma_min: float | None = Field(None, gt=0, description="the lowest level; null is the teacher's own")
     sigma_max: float | None = Field(None, gt=0, description="where sampling starts; null is the teacher's own")
     afs: AFS | None = Field("ve", description="analytic first step, which spares a call: ve, vp (as published) or null")
-    loss: Loss = Field("pseudo_huber", description="l1 (as published), l2, huber or pseudo_huber")
-    reduction: Reduction = Field("sum", description="over an image's pixels: sum (as published) or mean")
     domain: Literal["sample", "x0"] = Field(
         "sample", description="compare the states (as published) or the denoised images that lead there"
     )
@@ -98,50 +118,89 @@ class SFDSettings(DistillSettings):
         "own",
         description="the student's input: its own detached state (as published), the teacher's, or its own with gradients through all steps",
     )
-    dropout: bool = Field(False, description="keep the network's dropout active in training (as published)")
-    lr: float = Field(
-        1e-4,
-        gt=0,
-        description="of Adam; 1e-4 suits about a million parameters, published are 5e-5 (CIFAR-10) and 1e-5 (ImageNet 64)",
-    )
-    warmup: float = Field(
-        0.0, ge=0, lt=1, description="share of the budget over which the learning rate rises; 0 as published"
-    )
-    schedule: Literal["cosine", "drop"] = Field(
-        "cosine", description="the learning rate falls to 0 along a cosine, or once, by lr_drop at half (as published)"
-    )
-    lr_drop: float = Field(0.1, gt=0, le=1, description="factor on the learning rate after half of the budget")
-    clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip (as published)")
-    ema_half_life: float | None = Field(
-        None, gt=0, description="half-life of averaged weights in images; null for none (as published)"
-    )
-    ema_share: float | None = Field(
-        None, gt=0, lt=1, description="caps the half-life at this share of the images seen; null for none"
-    )
+
+    @property
+    def counts(self) -> list[int]:
+        return sorted([*self.also, self.calls])
+
+    @classmethod
+    def several(cls, counts: list[Any]) -> dict[str, Any]:
+        numbers = [one for one in counts if isinstance(one, int) and not isinstance(one, bool) and one > 0]
+        if not numbers or len(set(numbers)) != len(counts):
+            raise UserError(f"calls is {counts}, expected different numbers of 1 or more, such as 2,3,4,5")
+        *others, most = sorted(numbers)
+        return {"calls": most, "also": others}
+
+    @model_validator(mode="after")
+    def numbers_fit(self) -> Self:
+        if any(calls < 1 for calls in self.also) or len({*self.also, self.calls}) <= len(self.also):
+            raise UserError(
+                f"also is {self.also}, expected different numbers of 1 or more, and not calls={self.calls} again"
+            )
+        if max(self.counts) != self.calls:
+            raise UserError(f"calls is {self.calls}, but also has {max(self.also)}; give the largest number as calls")
+        if self.also and self.lora:
+            raise UserError("lora adapts a student of one number of calls; leave lora or the further numbers out")
+        if not self.also and (self.step_init, self.step_layers) != ("zero", list(TIME_READERS)):
+            raise UserError(
+                "step_init and step_layers are for several numbers of calls; give --calls 2,3,4,5 or leave them out"
+            )
+        return self
 
 
-class SFD(Distillation):
-    """Simple and Fast Distillation: data-free, minutes; one student for one number of calls."""
+@dataclass(frozen=True)
+class Course:
+    """What one number of calls walks: the student's levels, and the teacher's between them."""
+
+    grid: Grid
+    fine: Grid
+
+    @property
+    def steps(self) -> list[tuple[float, float]]:
+        return list(pairwise(self.grid.sigmas.tolist()))
+
+
+class SFD(Trajectory):
+    """Simple and Fast Distillation: data-free, minutes; one student for one number of calls, or for several (SFD-v)."""
 
     settings: SFDSettings
 
     def __init__(self, teacher: Denoiser, settings: SFDSettings) -> None:
-        super().__init__(teacher, student_grid(teacher, settings), settings.afs, settings)
         if get_solver(settings.solver).stochastic:
             raise UserError(f"solver {settings.solver!r} adds noise, so it says not where a noise leads; use ipndm3")
-        self.fine = fine_grid(teacher, self.grid, settings.parts)
-        self.levels: list[float] = self.grid.sigmas.tolist()
-        network = self.networks["student"]
-        network.train(settings.dropout)
-        self.optimizers = {"main": torch.optim.Adam(network.parameters(), lr=settings.lr)}
+        self.courses = {calls: course_of(teacher, settings, calls) for calls in settings.counts}
+        super().__init__(teacher, self.courses[settings.calls].grid, settings.afs, settings)
+        if isinstance(self.student.module, StepCondition):
+            self.notes = (*self.notes, self.student.module.note)
+
+    @property
+    def grids(self) -> dict[int, Grid]:
+        return {calls: course.grid for calls, course in self.courses.items()}
+
+    def begin(self) -> Denoiser:
+        begun, settings = super().begin(), self.settings
+        if not settings.also:
+            return begun
+        how: dict[str, Any] = {"layers": settings.step_layers, "init": settings.step_init}
+        seed = seeds.mix(settings.seed, seeds.ADAPTER)
+        return begun.replace(network=StepCondition(begun.module, settings.counts, **how, seed=seed))
+
+    def turn(self, step: int) -> int:
+        """The numbers of calls take turns, a batch each: all processes and micro-batches walk the same."""
+        calls = self.settings.counts[step % len(self.courses)]
+        network = self.student.module
+        if isinstance(network, StepCondition):
+            network.told(calls)
+        return calls
 
     def updates(self, batch: Batch) -> Iterator[Update]:
-        cond = batch.conditions
-        x = self.grid.start_state(self.teacher.process, batch["z"])
-        states = rollout(self.target, x, self.fine, self.settings.parts, solver=self.settings.solver, cond=cond)
+        calls, cond = self.turn(batch.step), batch.conditions
+        course, parts = self.courses[calls], self.settings.parts
+        x = course.grid.start_state(self.teacher.process, batch["z"])
+        states = rollout(self.target, x, course.fine, parts, solver=self.settings.solver, cond=cond)
+        name = "loss" if len(self.courses) == 1 else f"loss_of_{calls}"
         total: Tensor | None = None
-        for n, (sigma, to) in enumerate(pairwise(self.levels)):
-            last = n == len(self.levels) - 2
+        for n, (sigma, to) in enumerate(course.steps):
             if n == 0 and self.afs:
                 x = euler_step(x, analytic_denoised(x, sigma, self.afs), sigma, to)
                 continue
@@ -152,7 +211,7 @@ class SFD(Distillation):
             if self.settings.walk == "through":
                 total, x = (loss if total is None else total + loss), y
                 continue
-            yield Update(loss, ema=last, logs={f"loss_{n}": loss})
+            yield Update(loss, ema=n == course.grid.calls - 1, logs={f"{name}_{n}": loss})
             x = y.detach()
         if total is not None:
             yield Update(total)
@@ -163,22 +222,41 @@ class SFD(Distillation):
             return distance(kind, denoised, denoised_target(x.detach(), state, sigma, to), reduction)
         return distance(kind, y, state, reduction)
 
-    def learning_rate(self, _optimizer: str, _images: int, progress: float) -> float:
-        chosen = self.settings
-        rising = min(1.0, progress / chosen.warmup) if chosen.warmup else 1.0
-        if chosen.schedule == "cosine":
-            return chosen.lr * rising * (1 + math.cos(math.pi * progress)) / 2
-        return chosen.lr * rising * (chosen.lr_drop if progress >= 0.5 else 1.0)
+    def sampler(self, networks: Networks) -> Student:
+        network = networks["student"]
+        if not isinstance(network, StepCondition):
+            return super().sampler(networks)
+        most, *others = reversed(self.settings.counts)
+        whole = super().sampler({"student": network.folded(most)})
+        variants = {calls: Variant(self.courses[calls].grid, network.biases(calls)) for calls in others}
+        return replace(whole, variants=variants)
 
     def published(self) -> str | None:
         if self.settings.preset is None:
             return None
+        if self.settings.also:
+            return published_of_several(self.settings.preset, self.settings.counts)
         fid, hours = PUBLISHED.get(self.settings.preset, {}).get(self.calls, (None, None))
         if fid is None:
             return f"no number of the paper is known to us for {self.settings.preset} at {self.calls} calls"
         return (
             f"FID {fid} after {hours} A100 hours ({self.settings.preset}, {self.calls} calls; the paper's own teacher)"
         )
+
+
+def published_of_several(preset: str, counts: Sequence[int]) -> str:
+    numbers, hours = PUBLISHED_TOGETHER.get(preset, ({}, 0.0))
+    if sorted(numbers) != list(counts):
+        return (
+            f"no number of the paper is known to us for {preset} at {', '.join(map(str, counts))} calls of one student"
+        )
+    fids = ", ".join(f"{numbers[calls]} at {calls}" for calls in counts)
+    return f"FID {fids} calls after {hours} A100 hours in all ({preset}, SFD-v; the paper's own teacher)"
+
+
+def course_of(teacher: Denoiser, settings: SFDSettings, calls: int) -> Course:
+    grid = student_grid(teacher, settings.model_copy(update={"calls": calls}))
+    return Course(grid, fine_grid(teacher, grid, settings.parts))
 
 
 def student_grid(teacher: Denoiser, settings: SFDSettings) -> Grid:

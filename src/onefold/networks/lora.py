@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from onefold import seeds
 from onefold.errors import UserError
+from onefold.variants import twin
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # as diffusers calls the projections
 FEW = 0.1  # of the weights of all layers
@@ -118,11 +119,6 @@ def import_peft() -> ModuleType:
         raise UserError("lora needs peft, which is missing; install it with: pip install 'onefold[lora]'") from None
     module: ModuleType = peft
     return module
-
-
-def twin(network: nn.Module) -> nn.Module:
-    """The same modules again, over the same weights. Buffers are its own, since training may change them."""
-    return copy.deepcopy(network, {id(weight): weight for weight in network.parameters()})
 
 
 def layers_of(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
