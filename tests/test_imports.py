@@ -22,6 +22,7 @@ FLOORS = {
     "errors",
     "files",
     "weights",
+    "variants",
     "seeds",
     "process",
     "codec",

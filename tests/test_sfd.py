@@ -106,7 +106,7 @@ def teacher_states(method: SFD, z: Tensor) -> list[Tensor]:
     """The teacher's trajectory from noise, at the student's levels."""
     start = method.grid.start_state(method.teacher.process, z)
     parts, solver = method.settings.parts, method.settings.solver
-    return rollout(method.target, start, method.fine, parts, solver=solver, cond={})
+    return rollout(method.target, start, method.courses[method.calls].fine, parts, solver=solver, cond={})
 
 
 def gradient(method: SFD) -> Tensor:
@@ -147,15 +147,15 @@ def test_every_kth_level_of_the_teacher_is_the_student_s(
     teacher = Denoiser(small_network(), process, prediction=prediction, shape=(2,), continuous_time=not whole_times)
     for calls, parts in ((1, 4), (3, 1), (4, 3)):
         method = sfd(teacher, calls=calls, parts=parts, grid=schedule, end=end)
-        fine = method.fine.sigmas.tolist()
-        assert fine[::parts] == method.levels and len(fine) == parts * method.grid.calls + 1
+        fine = method.courses[method.calls].fine.sigmas.tolist()
+        assert fine[::parts] == method.grid.sigmas.tolist() and len(fine) == parts * method.grid.calls + 1
         assert all(upper > lower for upper, lower in pairwise(fine))
 
 
 def test_explicit_levels_are_taken_as_they_are() -> None:
     method = sfd(grid=[80.0, 5.0, 0.5, 0.006], calls=2, end="sigma_min")
     assert method.grid.sigmas.tolist() == [80.0, 5.0, 0.5, 0.006]
-    assert method.fine.sigmas[::4].tolist() == method.grid.sigmas.tolist()
+    assert method.courses[method.calls].fine.sigmas[::4].tolist() == method.grid.sigmas.tolist()
     assert len(list(method.updates(batch_of(method)))) == 2
 
 
@@ -299,7 +299,7 @@ def test_a_step_s_gradient_is_that_of_the_step_alone() -> None:
         within = gradient(method)
         x = seen[-1]
         assert not x.requires_grad and (carried is None or torch.equal(x, carried))
-        sigma, to = method.levels[n], method.levels[n + 1]
+        sigma, to = method.grid.sigmas.tolist()[n], method.grid.sigmas.tolist()[n + 1]
         method.optimizers["main"].zero_grad()
         y = euler_step(x, method.student.denoise(x, sigma), sigma, to)
         distance("l1", y, states[n + 1]).backward()
@@ -426,7 +426,7 @@ def test_only_the_own_walk_repairs_the_analytic_step() -> None:
         method = sfd(exact_teacher(data, Affine()), walk=walk, lr=0.03, end="sigma_min")
         train(method, 150, 64)
         left[walk] = end_distance(method)
-    states, sigma, to = teacher_states(method, WATCHED), *method.levels[:2]
+    states, sigma, to = teacher_states(method, WATCHED), *method.grid.sigmas.tolist()[:2]
     missed = euler_step(states[0], analytic_denoised(states[0], sigma, "ve"), sigma, to) - states[1]
     carried = float((states[-1].std(0) / states[1].std(0) * missed).norm(dim=1).mean())
     assert left["teacher"] == pytest.approx(carried, rel=0.1)
@@ -483,7 +483,10 @@ def test_a_network_of_whole_times_is_asked_at_whole_times(grid: Any) -> None:
     process = DiscreteVP.from_betas(beta_table("linear"))
     teacher = load_teacher("digits8", device="cpu").replace(process=process, continuous_time=False)
     method = sfd(teacher, grid=grid, batch_size=2)
-    assert method.grid.phi is not None and method.fine.sigmas[::4].tolist() == method.levels
+    assert (
+        method.grid.phi is not None
+        and method.courses[method.calls].fine.sigmas[::4].tolist() == method.grid.sigmas.tolist()
+    )
     assert len(list(method.updates(batch_of(method, size=2)))) == 2
 
 

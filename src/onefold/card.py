@@ -9,7 +9,10 @@ from onefold.progress import duration
 
 PICTURE = "samples.png"
 
-NAMES = {"progressive": "progressive distillation", "sfd_second": "SFD and its second stage"}  # of methods that are not called by their letters
+NAMES = {
+    "progressive": "progressive distillation",
+    "sfd_second": "SFD and its second stage",
+}  # of methods that are not called by their letters
 
 PAGE = """---
 library_name: diffusers
@@ -35,7 +38,8 @@ def page(facts: Mapping[str, Any], name: str, usage: str, file: str, extra: Mapp
     """Markdown that the Hugging Face hub shows as a model card; a row for everything that is known."""
     rows = {**described(facts), **(extra or {})}
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    calls = f"{facts['calls']} network call{'s' * (facts['calls'] != 1)}"
+    numbers = [*map(int, facts.get("further_grids", ())), facts["calls"]]
+    calls = f"{' or '.join(map(str, sorted(numbers)))} network call{'s' * (facts['calls'] != 1)}"
     what = f"`{facts['teacher']['name']}` in {calls}, distilled with {NAMES.get(facts['method'], facts['method'].upper())}."
     return PAGE.format(name=name, what=what, picture=PICTURE, usage=usage, table=table, facts=file)
 
@@ -50,13 +54,11 @@ def described(facts: Mapping[str, Any]) -> dict[str, str]:
         rows["cost"] = (
             f"{cost['images']:,} images{folds}{calls}, {duration(cost['seconds'])} on {cost['device']}{processes}"
         )
-    evidence = facts.get("evidence")
-    if evidence:
-        best = evidence["best_solver"]
-        rows["evidence"] = (
-            f"{evidence['measure']}, {evidence['images']} images: student {evidence['student']:.4f}, "
-            f"the teacher at as many calls {evidence['solvers'][best]:.4f} ({best}, the best solver)"
-        )
+    for calls, evidence in (facts.get("by_calls") or {"": facts.get("evidence")}).items():
+        if evidence:
+            rows["evidence" + f", {calls} calls" * bool(calls)] = compared(evidence)
+    if facts.get("first_stage", {}).get("distance"):
+        rows["first stage"] = f"{facts['first_stage']['distance']:.4f} by the same measure, before it became one call"
     if facts.get("published"):
         rows["published"] = facts["published"]
     if facts.get("settings", {}).get("guidance", 1.0) != 1.0:
@@ -70,7 +72,16 @@ def described(facts: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
+def compared(evidence: Mapping[str, Any]) -> str:
+    best = evidence["best_solver"]
+    return (
+        f"{evidence['measure']}, {evidence['images']} images: student {evidence['student']:.4f}, "
+        f"the teacher at as many calls {evidence['solvers'][best]:.4f} ({best}, the best solver)"
+    )
+
+
 def levels(facts: Mapping[str, Any]) -> str:
-    shown = [f"{float(level):.4g}" for level in facts["grid"]["sigmas"]]
+    grids = sorted([*facts.get("further_grids", {}).values(), facts["grid"]], key=lambda grid: len(grid["sigmas"]))
+    shown = "; ".join(", ".join(f"{float(level):.4g}" for level in grid["sigmas"]) for grid in grids)
     first = " (the first step is analytic and costs no call)" if facts["afs"] else ""
-    return f"sigma {', '.join(shown)}{first}"
+    return f"sigma {shown}{first}"

@@ -208,7 +208,7 @@ def ways_of(
         ways += [replace(way, name=name) for way in own] if len(teachers) > 1 else own
     students = [model for model in loaded if isinstance(model, Student)]
     for student, name in zip(students, unique([student.name for student in students]), strict=True):
-        ways.append(replace(student_way(student), name=name))
+        ways += [replace(student_way(student.at(calls)), name=name) for calls in student.counts]
     return ways
 
 

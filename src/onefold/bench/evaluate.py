@@ -85,8 +85,8 @@ def evaluate(
     hears = (model.denoiser if isinstance(model, Student) else model).prompts is not None
     ask = partial(ask, prompts=None) if hears and extractor != "clip" else ask  # for the model, not for CLIP
     if isinstance(model, Student):
-        refuse({**asked, "teacher": None}, f"student {model.name} has its own solver and grid of {model.calls} calls")
-        chosen = student_way(model)
+        refuse({**asked, "teacher": None, "calls": None}, f"student {model.name} has its own solver and grid")
+        chosen = student_way(model.at(model.calls if calls is None else calls))
     else:
         refuse({"teacher": teacher}, f"{model.name} is a teacher")
         chosen = way(model, solver or BEST[0], CALLS if calls is None else calls, grid or "auto")

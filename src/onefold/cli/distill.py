@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onefold.cli.common import program, say, say_json, table, tell
+from onefold.cli.common import program, read_numbers, say, say_json, table, tell
 from onefold.cli.running import BatchSize, Budget, Config, Data, Device, Out, Precision, Prompts, Seed, Sets, gather
 from onefold.methods import METHODS
 
@@ -29,7 +29,13 @@ Method = Annotated[
     str | None,
     typer.Option(help=f"How: {', '.join(METHODS)} (sfd); `onefold methods` tells them apart.", show_default=False),
 ]
-Calls = Annotated[int | None, typer.Option(help="Network calls of the student (4).", show_default=False)]
+Calls = Annotated[
+    str | None,
+    typer.Option(
+        help="Network calls of the student (4); 2,3,4,5 is one student for each of these (method sfd).",
+        show_default=False,
+    ),
+]
 Preset = Annotated[
     str | None, typer.Option(help="Published settings; `onefold methods sfd` lists them.", show_default=False)
 ]
@@ -64,7 +70,14 @@ def distill_command(
 
     For the settings of a method: onefold methods sfd
     """
-    words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "preset": preset, "out": out}
+    words = {
+        "teacher": teacher,
+        "method": method,
+        "calls": read_calls(calls),
+        "budget": budget,
+        "preset": preset,
+        "out": out,
+    }
     words |= {
         "prompts": prompts,
         "data": data,
@@ -79,6 +92,11 @@ def distill_command(
     run(values, as_json=as_json)
 
 
+def read_calls(text: str | None) -> int | list[int] | None:
+    numbers = read_numbers(text, "--calls")
+    return numbers[0] if numbers is not None and len(numbers) == 1 else numbers
+
+
 def run(values: dict[str, Any], *, as_json: bool) -> None:
     from onefold.card import PICTURE
     from onefold.distilling import choose, distill
@@ -90,16 +108,24 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
     folder = Path(settings.out) / "student"
     if as_json:
         say_json(
-            {"student": str(folder), "calls": student.calls, **{k: student.recipe[k] for k in ("cost", "evidence")}}
+            {
+                "student": str(folder),
+                "calls": student.calls,
+                **{k: student.recipe[k] for k in SAID if k in student.recipe},
+            }
         )
         return
     more, shipped = uses(student, settings)
     cost, evidence = student.recipe["cost"], student.recipe["evidence"]
     folds = f" in {len(cost['folds'])} folds" if len(cost.get("folds", ())) > 1 else ""
+    numbers = " or ".join(map(str, student.counts))
     say(
-        f"A student of {student.calls} call{'s' * (student.calls > 1)} is in {folder} ({cost['images']:,} images{folds}, {cost['seconds']:.0f} s).\n"
-        + compared(evidence)
-        + nearer(Path(settings.out), evidence["student"])
+        f"A student of {numbers} call{'s' * (numbers != '1')} is in {folder} ({cost['images']:,} images{folds}, {cost['seconds']:.0f} s).\n"
+        + "".join(
+            compared(student.at(calls).recipe["evidence"], f"{calls} calls. " if student.variants else "")
+            for calls in student.counts
+        )
+        + (nearer(Path(settings.out), evidence["student"]) if not student.variants else "")
         + (f"Published: {student.recipe['published']}.\n" if student.recipe["published"] else "")
         + f"Beside its control: {folder / PICTURE}\n"
         f"Use it: {program()} sample {shlex.quote(str(folder))} {more} --out pictures.png"
@@ -111,12 +137,15 @@ STRIDED = "euler on the same levels"  # as in methods/chain.py, which is not imp
 FARTHER = "That solver is free and comes nearer: give the student more budget, or ship the solver.\n"
 
 
-def compared(evidence: Mapping[str, Any]) -> str:
+SAID = ("cost", "evidence", "by_calls", "first_stage")
+
+
+def compared(evidence: Mapping[str, Any], which: str = "") -> str:
     """The student, its teacher in DDIM steps on the same levels where the method tells it, and the best that is free."""
     solvers, best, student = evidence["solvers"], evidence["best_solver"], evidence["student"]
     ddim = f", DDIM of the teacher on its levels {solvers[STRIDED]:.4f}" if STRIDED in solvers else ""
     return (
-        f"Distance to the teacher's fine solution, {evidence['images']} images from the same noise: "
+        f"{which}Distance to the teacher's fine solution, {evidence['images']} images from the same noise: "
         f"student {student:.4f}{ddim}, best solver at as many calls {solvers[best]:.4f} ({best}).\n"
         + (FARTHER if student > solvers[best] else "")
     )
@@ -166,7 +195,14 @@ def plan_command(
 
     Takes the options of `onefold distill`; nothing is kept or written.
     """
-    words = {"teacher": teacher, "method": method, "calls": calls, "budget": budget, "preset": preset, "out": out}
+    words = {
+        "teacher": teacher,
+        "method": method,
+        "calls": read_calls(calls),
+        "budget": budget,
+        "preset": preset,
+        "out": out,
+    }
     words |= {
         "prompts": prompts,
         "data": data,

@@ -65,7 +65,10 @@ def evaluate_command(
         str | None, typer.Option(help="A student's teacher; default: the one it names.", show_default=False)
     ] = None,
     solver: Annotated[str | None, typer.Option(help="Of a teacher (ipndm3).", show_default=False)] = None,
-    calls: Annotated[int | None, typer.Option(min=1, help="Of a teacher (10).", show_default=False)] = None,
+    calls: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of a teacher (10), or which of a student's (its most).", show_default=False),
+    ] = None,
     grid: Annotated[str | None, typer.Option(help="Of a teacher (auto, by process).", show_default=False)] = None,
     count: Annotated[
         int | None, typer.Option(min=2, help="Images; 512, or all that are given.", show_default=False)

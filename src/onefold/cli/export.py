@@ -41,6 +41,10 @@ def export_command(
     if as_json:
         say_json(exported.as_dict())
         return
+    if exported.by_calls:
+        say(
+            f"{exported.folder} has a diffusers folder for each number of calls: {', '.join(exported.by_calls.values())}."
+        )
     kind = f"{exported.pipeline} with {exported.scheduler}" if exported.scheduler else "its own pipeline.py"
     say(
         f"{exported.folder} is a diffusers folder ({kind}); its images equal the student's to "

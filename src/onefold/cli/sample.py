@@ -36,7 +36,12 @@ def sample_command(
         ),
     ],
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 64,
-    calls: Annotated[int | None, typer.Option(help="Network calls for each image (10).", show_default=False)] = None,
+    calls: Annotated[
+        int | None,
+        typer.Option(
+            help="Network calls for each image (10); of a student, one of its numbers (its most).", show_default=False
+        ),
+    ] = None,
     solver: Annotated[
         str | None,
         typer.Option(
@@ -177,11 +182,12 @@ def load(
         teacher = load_teacher(source, device=device, precision=precision, tell=tell)
         return teacher, way, {**way, "grid": usual_schedule(teacher.process) if way["grid"] == "auto" else way["grid"]}
     student = load_student(source, teacher=own, device=device, precision=precision, tell=tell)
-    if asked.keys() - {"calls", "eta"} or asked.get("calls", student.calls) != student.calls:
+    if asked.keys() - {"calls", "eta"}:
         raise UserError(
-            f"student {source} has its own solver and grid of {student.calls} calls; leave out "
-            + ", ".join(f"--{name}" for name in asked if name != "eta")
+            f"student {source} has its own solver and grid; leave out "
+            + ", ".join(f"--{name}" for name in asked if name not in ("calls", "eta"))
         )
+    student = student.at(asked.get("calls", student.calls))
     eta = asked.get("eta", 0.0)
     way = student.way_with(eta)
     told = {

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ from onefold.teachers.parts import CARD, INDEX, LEFT_OUT, fingerprint
 FACTS = CARD
 CLOSE = 1e-4  # of pixels in [-1, 1]: an export gives the student's own images
 CHECKED = 4  # images
+USAGE_OF_EACH = """One student for several numbers of calls, and a folder for each: {folders}. Each is a whole pipeline, whose page has its call:
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{name}/{most}")
+```"""
 CHECKED_TEXTS = ("a red boat on a lake", "", "two birds", "a portrait of an old woman, oil on canvas")
 
 
@@ -47,16 +54,44 @@ class Exported:
     scheduler: str | None
     custom: str | None
     largest_difference: float
+    by_calls: Mapping[int, str] = field(default_factory=dict)  # of a student of several numbers: the folder of each
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def export(student: Student, folder: str | Path) -> Exported:
-    """A new folder: pipeline, model card, picture, and the student's recipe as onefold.json."""
+    """A new folder: pipeline, model card, picture, and the student's recipe as onefold.json; of a student of several numbers
+    of calls one such folder for each."""
     target = Path(folder).expanduser()
     if target.exists():
         raise UserError(f"{target} exists already; choose another folder for the export, or remove it")
+    return export_each(student, target) if student.variants else export_one(student, target)
+
+
+def export_each(student: Student, target: Path) -> Exported:
+    """A folder for each number of calls, and what holds for all of them beside."""
+    folders = {calls: f"{calls}-calls" for calls in student.counts}
+    with atomic_folder(target) as draft:
+        parts = {calls: export_one(student.at(calls), draft / name) for calls, name in folders.items()}
+        exported = replace(
+            parts[student.calls],
+            folder=str(target),
+            largest_difference=max(part.largest_difference for part in parts.values()),
+            by_calls={calls: str(target / name) for calls, name in folders.items()},
+        )
+        told = exported.as_dict() | {"folder": target.name, "by_calls": folders}
+        facts = {**student.facts(), "exported": told}
+        (draft / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+        shutil.copyfile(draft / folders[student.calls] / card.PICTURE, draft / card.PICTURE)
+        usage = USAGE_OF_EACH.format(name=target.name, most=folders[student.calls], folders=", ".join(folders.values()))
+        (draft / "README.md").write_text(
+            card.page(facts, target.name, usage, FACTS, {"export checked": checked(exported)})
+        )
+    return exported
+
+
+def export_one(student: Student, target: Path) -> Exported:
     network = student.denoiser.module
     if not hasattr(network, "save_pretrained") and not isinstance(network, EDMNetwork):
         raise UserError(f"{student.name!r} is no network of diffusers, so it cannot be saved as one")
@@ -184,11 +219,12 @@ def describe(student: Student, form: Stock | str, exported: Exported, draft: Pat
     texts = None if student.denoiser.encode_texts is None else CHECKED_TEXTS
     picture = student.picture or labelled_rows([(f"{student.calls} calls", student.sample(CHECKED, prompts=texts))])
     picture.save(draft / card.PICTURE)
-    checked = (
-        f"images equal the student's own to {exported.largest_difference:.0e}, {CHECKED} images, float32 on the CPU"
-    )
-    text = card.page(facts, name, usage(student, form, name), FACTS, {"export checked": checked})
+    text = card.page(facts, name, usage(student, form, name), FACTS, {"export checked": checked(exported)})
     (draft / "README.md").write_text(text)
+
+
+def checked(exported: Exported) -> str:
+    return f"images equal the student's own to {exported.largest_difference:.0e}, {CHECKED} images, float32 on the CPU"
 
 
 def usage(student: Student, form: Stock | str, name: str) -> str:
