@@ -34,7 +34,8 @@ UNSEEN = 1_000_000
 class Remembering(SFD):
     """SFD whose student steps by a solver with a memory."""
 
-    kind = "dpmpp2m"
+    kind = ""
+    stepping: type[Student] = Student
 
     def updates(self, batch: Batch) -> Iterator[Update]:
         cond, course = batch.conditions, self.courses[self.calls]
@@ -68,21 +69,27 @@ class Remembering(SFD):
         return x + (to - sigma) * whole, direction
 
     def sampler(self, networks: Networks) -> Student:
-        return RememberingStudent(*vars(super().sampler(networks)).values(), kind=self.kind)
+        return self.stepping(*vars(super().sampler(networks)).values())
 
 
-class RememberingStudent(Student):
-    def __init__(self, *fields: Any, kind: str) -> None:
-        super().__init__(*fields)
-        object.__setattr__(self, "kind", kind)
-
+class BentStudent(Student):
     @property
     def way(self) -> dict[str, Any]:
-        return {**super().way, "solver": self.kind}  # type: ignore[attr-defined]
+        return {**super().way, "solver": "dpmpp2m"}
+
+
+class PndmStudent(Student):
+    @property
+    def way(self) -> dict[str, Any]:
+        return {**super().way, "solver": "ipndm3"}
+
+
+class Bent(Remembering):
+    kind, stepping = "dpmpp2m", BentStudent
 
 
 class Pndm(Remembering):
-    kind = "ipndm3"
+    kind, stepping = "ipndm3", PndmStudent
 
 
 def main() -> None:
@@ -93,7 +100,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--count", type=int, default=256)
     arguments = parser.parse_args()
-    METHODS["sfd2m"] = (__name__, "Remembering", "SFDSettings")
+    METHODS["sfd2m"] = (__name__, "Bent", "SFDSettings")
     METHODS["sfdpndm"] = (__name__, "Pndm", "SFDSettings")
     kinds = {"sfd": "euler", "sfd2m": "dpmpp2m", "sfdpndm": "ipndm3"}
     teacher = onefold.load_teacher(arguments.teacher, device="cpu", precision="fp32")
