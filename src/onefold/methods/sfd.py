@@ -17,22 +17,25 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from onefold import seeds
+from onefold.conditions import Conditions
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.grids import TUNED, End, Grid, explicit, usual_schedule
 from onefold.losses import distance
 from onefold.methods.base import begun_with
+from onefold.methods.kept_trajectories import KeptTrajectories
 from onefold.methods.trajectory import Trajectory, TrajectorySettings
 from onefold.networks.step_condition import TIME_READERS, StepCondition
 from onefold.sampling import grid_for
 from onefold.solvers import AFS, analytic_denoised, euler_step, get_solver
 from onefold.student import Student
 from onefold.targets import denoised_target, fine_grid, rollout
-from onefold.training.contract import Batch, Networks, Update
+from onefold.training.contract import HOST, Batch, Draw, Networks, Update
 from onefold.variants import Variant
 
 PAPER = {
@@ -80,6 +83,8 @@ PUBLISHED_TOGETHER = {
     "paper_imagenet64": ({2: 9.47, 3: 5.78, 4: 4.72, 5: 4.21}, 23.62),
 }
 
+STATES, ROWS = "states", HOST + "rows"
+
 
 class SFDSettings(TrajectorySettings):
     """Settings of SFD."""
@@ -117,6 +122,16 @@ class SFDSettings(TrajectorySettings):
     walk: Literal["own", "teacher", "through"] = Field(
         "own",
         description="the student's input: its own detached state (as published), the teacher's, or its own with gradients through all steps",
+    )
+
+    pieces: int = Field(
+        1,
+        ge=1,
+        description="the teacher walks with a whole batch at once, which keeps a processor busy; the student learns from it in so many pieces, each with its own updates",
+    )
+    cache: str | None = Field(
+        None,
+        description="a folder that keeps the teacher's trajectories, two thirds of the cost, for further runs with the same teacher, levels, batches and seed",
     )
 
     @property
@@ -170,12 +185,20 @@ class SFD(Trajectory):
             raise UserError(f"solver {settings.solver!r} adds noise, so it says not where a noise leads; use ipndm3")
         self.courses = {calls: course_of(teacher, settings, calls) for calls in settings.counts}
         super().__init__(teacher, self.courses[settings.calls].grid, settings.afs, settings)
+        self.kept = None if settings.cache is None else KeptTrajectories(settings.cache, self.of_trajectories)
         if isinstance(self.student.module, StepCondition):
             self.notes = (*self.notes, self.student.module.note)
 
     @property
     def grids(self) -> dict[int, Grid]:
         return {calls: course.grid for calls, course in self.courses.items()}
+
+    @property
+    def of_trajectories(self) -> dict[str, Any]:
+        """All that decides the teacher's trajectories."""
+        named = ("solver", "parts", "guidance", "seed", "batch_size", "micro_batches")
+        own = {name: getattr(self.settings, name) for name in named}
+        return {**self.identity, **own, "precision": self.teacher.precision}
 
     def begin(self) -> Denoiser:
         begun, settings = super().begin(), self.settings
@@ -193,12 +216,43 @@ class SFD(Trajectory):
             network.told(calls)
         return calls
 
+    def prepare(self, draw: Draw) -> dict[str, Tensor]:
+        tensors = super().prepare(draw)
+        if self.kept is None:
+            return tensors
+        known = self.kept.read(draw.step, draw.rows)
+        states = {} if known is None else {STATES: known}
+        return {**tensors, **states, ROWS: torch.tensor([draw.rows.start, draw.rows.stop])}
+
     def updates(self, batch: Batch) -> Iterator[Update]:
-        calls, cond = self.turn(batch.step), batch.conditions
-        course, parts = self.courses[calls], self.settings.parts
-        x = course.grid.start_state(self.teacher.process, batch["z"])
-        states = rollout(self.target, x, course.fine, parts, solver=self.settings.solver, cond=cond)
+        calls = self.turn(batch.step)
+        course, cond, pieces = self.courses[calls], batch.conditions, self.settings.pieces
+        start = course.grid.start_state(self.teacher.process, batch["z"])
+        states = self.trajectory(batch, start, course)
+        check_pieces(len(start), pieces)
         name = "loss" if len(self.courses) == 1 else f"loss_of_{calls}"
+        for piece in range(pieces):  # every so many-th row, so that processes and micro-batches make the same pieces
+            rows = slice(piece, None, pieces)
+            told = {key: value[rows] for key, value in cond.items()}
+            losses = self.walk(start[rows], [state[rows] for state in states], course, told)
+            for n, loss in losses:
+                last = piece == pieces - 1 and n == course.grid.calls - 1
+                yield Update(loss, ema=last, logs={f"{name}_{n}": loss})
+
+    def trajectory(self, batch: Batch, start: Tensor, course: Course) -> list[Tensor]:
+        """The teacher's states at the student's levels."""
+        if STATES in batch.tensors:
+            return [start, *batch[STATES].unbind(1)]
+        how: dict[str, Any] = {"solver": self.settings.solver, "cond": batch.conditions}
+        states = rollout(self.target, start, course.fine, self.settings.parts, **how)
+        if self.kept is not None:
+            self.kept.write(batch.step, range(*batch[ROWS].tolist()), states[1:])
+        return states
+
+    def walk(
+        self, x: Tensor, states: Sequence[Tensor], course: Course, cond: Conditions
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The loss of each step that is learned, or with walk=through one of all."""
         total: Tensor | None = None
         for n, (sigma, to) in enumerate(course.steps):
             if n == 0 and self.afs:
@@ -211,10 +265,10 @@ class SFD(Trajectory):
             if self.settings.walk == "through":
                 total, x = (loss if total is None else total + loss), y
                 continue
-            yield Update(loss, ema=n == course.grid.calls - 1, logs={f"{name}_{n}": loss})
+            yield n, loss
             x = y.detach()
         if total is not None:
-            yield Update(total)
+            yield course.grid.calls - 1, total
 
     def loss(self, x: Tensor, y: Tensor, denoised: Tensor, state: Tensor, sigma: float, to: float) -> Tensor:
         kind, reduction = self.settings.loss, self.settings.reduction
@@ -241,6 +295,14 @@ class SFD(Trajectory):
             return f"no number of the paper is known to us for {self.settings.preset} at {self.calls} calls"
         return (
             f"FID {fid} after {hours} A100 hours ({self.settings.preset}, {self.calls} calls; the paper's own teacher)"
+        )
+
+
+def check_pieces(rows: int, pieces: int) -> None:
+    if rows % pieces:
+        raise UserError(
+            f"pieces is {pieces}, but a process has {rows} trajectories at a time; let batch_size be a multiple of "
+            "pieces x micro_batches x processes"
         )
 
 
