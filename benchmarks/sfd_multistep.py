@@ -22,7 +22,7 @@ import onefold
 from onefold.bench.ways import FINE
 from onefold.losses import root_mean_square
 from onefold.methods import METHODS
-from onefold.methods.sfd import SFD
+from onefold.methods.sfd import SFD, SFDSettings  # noqa: F401  (found here by name)
 from onefold.solvers import analytic_denoised
 from onefold.student import Student
 from onefold.targets import half_step_ratio, rollout

@@ -70,26 +70,16 @@ def distill_command(
 
     For the settings of a method: onefold methods sfd
     """
-    words = {
-        "teacher": teacher,
-        "method": method,
-        "calls": read_calls(calls),
-        "budget": budget,
-        "preset": preset,
-        "out": out,
-    }
-    words |= {
-        "prompts": prompts,
-        "data": data,
-        "batch_size": batch_size,
-        "seed": seed,
-        "device": device,
-        "precision": precision,
-    }
+    words = {**options(locals()), "calls": read_calls(calls)}
     needs = {"teacher": NEEDS_TEACHER, "out": "--out (a run folder)"}
     example = "onefold distill digits8 --calls 4 --budget 2m --out runs/digits4"
     values = gather(words, config, settings, needs, example)
     run(values, as_json=as_json)
+
+
+def options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command was given that is a setting by the same name."""
+    return {name: value for name, value in arguments.items() if name not in ("config", "settings", "as_json")}
 
 
 def read_calls(text: str | None) -> int | list[int] | None:
@@ -195,22 +185,7 @@ def plan_command(
 
     Takes the options of `onefold distill`; nothing is kept or written.
     """
-    words = {
-        "teacher": teacher,
-        "method": method,
-        "calls": read_calls(calls),
-        "budget": budget,
-        "preset": preset,
-        "out": out,
-    }
-    words |= {
-        "prompts": prompts,
-        "data": data,
-        "batch_size": batch_size,
-        "seed": seed,
-        "device": device,
-        "precision": precision,
-    }
+    words = {**options(locals()), "calls": read_calls(calls)}
     values = gather(words, config, settings, {"teacher": NEEDS_TEACHER}, "onefold plan digits8 --calls 4 --budget 200k")
     from onefold.distilling import plan
 

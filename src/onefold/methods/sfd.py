@@ -99,9 +99,9 @@ class SFDSettings(TrajectorySettings):
         "zero",
         description="with several numbers of calls: the layers that tell the network which begin at zero, so that the student begins as its teacher, or at random (official)",
     )
-    step_layers: list[str] = Field(
-        list(TIME_READERS),
-        description="with several numbers of calls: the linear layers that are told which, by the ends of their names; those that read the time, if not told",
+    step_layers: list[str] | None = Field(
+        None,
+        description="with several numbers of calls: the linear layers that are told which, by the ends of their names; null is those that read the time",
     )
     parts: int = Field(3, ge=1, description="K: teacher steps in one student step (published: 4)")
     solver: str = Field("ipndm3", description="of the teacher (published: dpmpp3m)")
@@ -156,7 +156,7 @@ class SFDSettings(TrajectorySettings):
             raise UserError(f"calls is {self.calls}, but also has {max(self.also)}; give the largest number as calls")
         if self.also and self.lora:
             raise UserError("lora adapts a student of one number of calls; leave lora or the further numbers out")
-        if not self.also and (self.step_init, self.step_layers) != ("zero", list(TIME_READERS)):
+        if not self.also and (self.step_init, self.step_layers) != ("zero", None):
             raise UserError(
                 "step_init and step_layers are for several numbers of calls; give --calls 2,3,4,5 or leave them out"
             )
@@ -204,7 +204,7 @@ class SFD(Trajectory):
         begun, settings = super().begin(), self.settings
         if not settings.also:
             return begun
-        how: dict[str, Any] = {"layers": settings.step_layers, "init": settings.step_init}
+        how: dict[str, Any] = {"layers": settings.step_layers or TIME_READERS, "init": settings.step_init}
         seed = seeds.mix(settings.seed, seeds.ADAPTER)
         return begun.replace(network=StepCondition(begun.module, settings.counts, **how, seed=seed))
 
