@@ -231,10 +231,10 @@ class Distillation:
             return dict(FINE)
         return {**FINE, "calls": min(FINE["calls"], len(process.sigmas))}
 
-    def sampled(self, **how: Any) -> Tensor:
-        """Of what the student is measured against, from the noise that is watched."""
+    def sampled(self, model: Denoiser | None = None, **how: Any) -> Tensor:
+        """Of a model, if not told that which the student is measured against, from the noise that is watched."""
         seed, at_once = self.settings.seed, self.at_once
-        images: Tensor = sample(self.standard, self.settings.watched, seed=seed, batch_size=at_once, **how)
+        images: Tensor = sample(model or self.standard, self.settings.watched, seed=seed, batch_size=at_once, **how)
         return images
 
     @property

@@ -182,9 +182,7 @@ class SecondStage(Trajectory):
     @torch.no_grad()
     def first_stage_images(self) -> Tensor:
         if self.first_images is None:
-            standard, self.standard = self.standard, self.teacher
-            self.first_images = self.sampled(**self.first.way)
-            self.standard = standard
+            self.first_images = self.sampled(self.teacher, **self.first.way)
         return self.first_images
 
     def validate(self, networks: Networks) -> dict[str, float]:
