@@ -17,6 +17,7 @@ from typing import Any
 from pairs import RESULTS, save
 from rich.progress import track
 
+from onefold.bench.evaluate import evaluate
 from onefold.distilling import distill
 from onefold.settings import parse_assignments
 
@@ -30,8 +31,9 @@ def main() -> None:
     parser.add_argument("--budget", default="6400", help="for each, in images")
     parser.add_argument("--watched", type=int, default=256)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--fd", type=int, default=0, help="also the Fréchet distance, of so many images")
     arguments = parser.parse_args()
-    name = f"search_{arguments.method}_{arguments.teacher}"
+    name = f"search_{arguments.method}_{Path(arguments.teacher).name}"
     common = {"calls": arguments.calls, "budget": arguments.budget, "watched": arguments.watched}
     tried = read(name)
     wanted = [
@@ -41,7 +43,7 @@ def main() -> None:
     ]
     for settings in track(wanted, description=name):
         if not any(settings.items() <= row["settings"].items() for row in tried):
-            tried.append(run(arguments.teacher, arguments.method, settings))
+            tried.append(run(arguments.teacher, arguments.method, settings, arguments.fd))
             save(name, {"what": "RMSE to the teacher's fine solution, same noise", "tried": tried}, show=False)
             print(json.dumps(tried[-1]), flush=True)
 
@@ -52,11 +54,12 @@ def read(name: str) -> list[dict[str, Any]]:
     return found
 
 
-def run(teacher: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
+def run(teacher: str, method: str, settings: dict[str, Any], count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as out:
         student = distill(teacher, method, out=Path(out) / "run", device="cpu", **settings)
         lines = map(json.loads, (Path(out) / "run" / "metrics.jsonl").read_text().splitlines())
         validation = [line["validation"] for line in lines if "validation" in line][-1]
+        scores = evaluate(student, metrics=["fd"], count=count, device="cpu")["scores"] if count else {}
     evidence, cost = student.recipe["evidence"], student.recipe["cost"]
     best = evidence["solvers"][evidence["best_solver"]]
     left_out = {"out", "teacher", "method", "device"}
@@ -68,6 +71,7 @@ def run(teacher: str, method: str, settings: dict[str, Any]) -> dict[str, Any]:
         "best_solver": round(best, 5),
         "ratio": round(best / evidence["student"], 3),
         "seconds": cost["seconds"],
+        **{name: round(score["value"], 4) for name, score in scores.items()},
     }
 
 

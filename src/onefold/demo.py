@@ -22,9 +22,8 @@ from onefold.training.loop import ignore
 
 Watch = Callable[[str, str], AbstractContextManager[Progress]]
 Row = dict[str, Any]
-# Two teacher steps in one of the student's are exact enough for what can be learned in minutes; levels that are tuned to
-# the teacher leave the student less to learn.
-SETTINGS: dict[str, Any] = {"parts": 2, "grid": "gits", "watched": 16}
+# Levels that are tuned to the teacher leave the student less to learn.
+SETTINGS: dict[str, Any] = {"grid": "gits", "watched": 16}
 
 
 @dataclass(frozen=True)

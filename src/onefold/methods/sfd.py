@@ -103,7 +103,11 @@ class SFDSettings(TrajectorySettings):
         None,
         description="with several numbers of calls: the linear layers that are told which, by the ends of their names; null is those that read the time",
     )
-    parts: int = Field(3, ge=1, description="K: teacher steps in one student step (published: 4)")
+    parts: int = Field(
+        2,
+        ge=1,
+        description="K: teacher steps in one student step (published: 4); more are more exact and leave fewer trajectories to a budget",
+    )
     solver: str = Field("ipndm3", description="of the teacher (published: dpmpp3m)")
     grid: str | list[float] = Field(
         "auto",
