@@ -294,9 +294,9 @@ def fd_cell(group: list[dict[str, Any]]) -> str:
 
 
 def picture(name: str, teacher: str, calls: int, rates: int) -> None:
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     found = known(name)
