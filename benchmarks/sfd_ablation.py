@@ -16,6 +16,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -301,41 +302,57 @@ def picture(name: str, teacher: str, calls: int, rates: int) -> None:
 
     found = known(name)
     best = best_control(found["controls"], calls)["to_fine"]
-    default = mean(run["to_fine"] for run in chosen_runs(found["runs"], Row("", "", {}), rates))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 8.5), layout="constrained")
-    for axes, rows, title in (
-        (left, path(), "From vanilla distillation to our defaults,\none change after the other"),
-        (right, singles(), "One change to our defaults"),
-    ):
+    figure, panels = plt.subplots(1, 2, figsize=(13, 9), layout="constrained")
+    titles = ("From vanilla distillation to our defaults, one change after the other", "One change to our defaults")
+    for axes, rows, title in zip(panels, (path(), singles()), titles, strict=True):
         groups = [(row, [run["to_fine"] for run in chosen_runs(found["runs"], row, rates)]) for row in rows]
         groups = [(row, values) for row, values in groups if values]
-        places, means = range(len(groups)), [mean(values) for _, values in groups]
-        if axes is left:
-            axes.plot(means, places, "o-", color="tab:blue", zorder=2)
-        else:
-            worse = ["tab:blue" if value <= default else "tab:gray" for value in means]
-            axes.barh(places, means, color=worse, height=0.7, zorder=2)
-        for place, (_, values) in zip(places, groups, strict=True):
-            if len(values) > 1:
-                axes.plot(values, [place] * len(values), "|", color="black", markersize=8, zorder=3)
-            axes.annotate(
-                f"{mean(values):.3f}", (max(values), place), (6, 0), textcoords="offset points", va="center", fontsize=9
-            )
-        axes.axvline(
-            best, color="tab:red", linestyle="--", linewidth=1.2, label=f"best solver, {calls} calls", zorder=1
-        )
-        if axes is right:
-            axes.axvline(default, color="black", linestyle=":", linewidth=1.2, label="our defaults", zorder=4)
-        axes.set_yticks(places, [row.label for row, _ in groups], fontsize=9.5)
-        axes.set_ylim(len(groups) - 0.4, -0.6)
-        axes.set_xlim(0 if axes is right else None, 1.12 * max(*means, best))
-        axes.set_xlabel("RMSE to the teacher's fine solution, same noise (less is better)")
-        axes.set_title(title, fontsize=12)
-        axes.grid(axis="x", alpha=0.3, zorder=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="lower right", fontsize=9)
-    figure.suptitle(f"{teacher}, {calls} calls: every student costs as many forwards", fontsize=13)
+        panel(axes, groups, best, calls)
+        axes.set_title(title, fontsize=11.5)
+    lines = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
+    figure.suptitle(f"{teacher}, {calls} calls, every student at the same cost", fontsize=14)
     figure.savefig(PICTURE, dpi=110)
+
+
+def panel(axes: Any, groups: list[tuple[Row, list[float]]], best: float, calls: int) -> None:
+    """A row for each change: the path as a line, single changes as bars beside the defaults, which come first."""
+    means, places = [mean(values) for _, values in groups], spaced([row for row, _ in groups])
+    if groups[0][0].block == "path":
+        axes.plot(means, places, "o-", color="tab:blue", zorder=2)
+    else:
+        colours = ["black", *("tab:blue" if value < means[0] else "tab:gray" for value in means[1:])]
+        axes.barh(places, means, color=colours, height=0.75, zorder=2)
+        axes.axvline(means[0], color="black", linestyle=":", linewidth=1.2, label="our defaults", zorder=3)
+    axes.axvline(best, color="tab:red", linestyle="--", linewidth=1.2, label=f"best solver, {calls} calls", zorder=1)
+    for place, (_, values) in zip(places, groups, strict=True):
+        if len(values) > 1:
+            axes.plot(values, [place] * len(values), "|", color="tab:orange", markersize=9, label="each seed", zorder=4)
+        where, plain = (max(values), place), {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        axes.annotate(
+            f"{mean(values):.3f}",
+            where,
+            (7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            bbox=plain,
+            zorder=3,
+        )
+    axes.set_yticks(places, [row.label for row, _ in groups], fontsize=9.5)
+    axes.set_ylim(places[-1] + 0.7, -0.7)
+    axes.set_xlim(0, 1.15 * max(*(max(values) for _, values in groups), best))
+    axes.set_xlabel("RMSE to the teacher's fine solution, same noise (less is better)")
+    axes.grid(axis="x", alpha=0.3, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def spaced(rows: list[Row]) -> list[float]:
+    """Where rows stand: factors of the single changes apart from each other."""
+    places, factors = [0.0], [row.label.partition(":")[0] if row.block == "single" else "" for row in rows]
+    for before, now in pairwise(factors):
+        places.append(places[-1] + 1 + 0.5 * (before != now))
+    return places
 
 
 def main() -> None:
