@@ -53,6 +53,7 @@ class Evidence(Piece):
 class Guided(Piece):
     guidance: float = 1.0
     teacher: str = ""
+    root: str | None = None  # of a second stage: the first one's teacher
 
 
 class Recipe(Piece):

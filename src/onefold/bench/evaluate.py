@@ -201,7 +201,8 @@ def teacher_of(chosen: Way, given: str | Path | Denoiser | None, tell: Tell) -> 
     if chosen.kind != "student":
         return chosen.model
     name = str(chosen.recipe.get("teacher", {}).get("name"))
-    place = str(chosen.recipe.get("settings", {}).get("teacher", name))  # as the student's command named it
+    settings = chosen.recipe.get("settings", {})
+    place = str(settings.get("root") or settings.get("teacher", name))  # as the student's command named it
     here = next((one for one in (place, name) if one in bundled() or Path(one).expanduser().is_dir()), None)
     source = here if given is None else given
     model = load_teacher(source, device=str(chosen.model.device)) if isinstance(source, (str, Path)) else source
