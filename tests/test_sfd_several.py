@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shlex
@@ -31,6 +33,7 @@ from onefold.sampling import sample
 from onefold.settings import build
 from onefold.student import Student, load_student
 from onefold.teachers import load_teacher
+from onefold.teachers.own import with_form
 from onefold.training.contract import Draw
 from onefold.training.ema import Averages
 from onefold.training.loop import Engine
@@ -39,13 +42,13 @@ from plane import OVERLAPPING, SHIFTED, TOLD, batch_of, end_distance, exact_teac
 from test_export import sample_elsewhere
 
 COUNTS = [2, 3, 5]
-QUICK = ("--budget", "64", "--batch-size", "16", "--device", "cpu", "--set", "watched=4", "--set", "lr=0.01")
+QUICK = ("--budget", "64", "--batch-size", "16", "--device", "cpu", "--set", "watched=3", "--set", "lr=0.01")
 OWN: dict[str, Any] = {
     "calls": [1, 2, 3],
     "step_layers": ["inner.0"],
     "budget": "96",
     "batch_size": 16,
-    "watched": 4,
+    "watched": 2,
     "device": "cpu",
     "lr": 1e-2,
 }
@@ -211,8 +214,9 @@ def test_a_student_of_one_of_the_numbers_is_an_ordinary_one() -> None:
         one = student.at(calls)
         assert (one.calls, one.counts, dict(one.variants)) == (calls, [calls], {})
         assert one.grid == method.grids[calls] and one.at(calls) is one
-        one.denoiser.calls = 0
-        assert torch.equal(one.sample(4), student.sample(4, calls=calls)) and one.denoiser.calls == calls
+        before, images = student.denoiser.calls, student.sample(4, calls=calls)
+        assert student.denoiser.calls - before == calls
+        assert torch.equal(one.sample(4), images)
         with pytest.raises(UserError, match=f"makes {calls} calls, not 7; distil another one for 7"):
             one.sample(1, calls=7)
     assert all(torch.equal(value, network[name]) for name, value in student.denoiser.module.state_dict().items())
@@ -336,7 +340,10 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], said: str) -> None:
         ({"step_layers": ["correction.0", "nowhere"]}, "called nowhere that could hear"),
         ({"step_layers": []}, "set step_layers"),
         ({"step_layers": list(TIME_READERS)}, "set step_layers: name linear layers by the ends of their names, of: "),
-        ({"grid": [80.0, 5.0, 1.0, 0.2, 0.1, 0.05, 0.006]}, "several numbers of calls need .* grid by its name"),
+        (
+            {"grid": [80.0, 5.0, 1.0, 0.2, 0.1, 0.05, 0.006]},
+            "grid is a list of 7 levels, which fits one number of calls, not 3; name a schedule",
+        ),
     ],
     ids=str,
 )
@@ -363,7 +370,7 @@ def test_stopping_and_going_on_is_bit_equal(tmp_path: Path, monkeypatch: pytest.
     """Between any two numbers, with averaged weights, also in micro-batches."""
     how = {"checkpoint_every": "16", "ema_half_life": 32.0, "micro_batches": 2}
     straight = own_run(tmp_path / "straight", **how)
-    for stop_at in (1, 3, 5):
+    for stop_at in (1, 4):
         step = Engine.train_step
 
         def stop(self: Engine, drawn: Any, at: int = stop_at, step: Callable[..., None] = step) -> None:
@@ -396,6 +403,23 @@ def test_a_student_of_one_s_own_network_comes_back(tmp_path: Path) -> None:
     assert student.recipe["cost"]["calls"] == {"teacher": 32 * 3 * (2 + 3 + 4), "student": 32 * (1 + 2 + 3)}
 
 
+def test_what_a_longer_run_cost_is_of_whole_rounds(tmp_path: Path) -> None:
+    """Of which the first few steps would be no mean: 1, 2, 3, 1, 2."""
+    cost = own_run(tmp_path / "run", budget="192").recipe["cost"]
+    assert cost["calls"] == {"teacher": 192 * 3 * 3, "student": 192 * 2}
+
+
+@pytest.mark.parametrize("kept", [("inner.0.bias",), ()], ids=str)
+def test_a_number_that_lacks_what_others_have_is_told(kept: tuple[str, ...], tmp_path: Path) -> None:
+    student = own_run(tmp_path / "run", step_layers=["inner.0", "inner.2"])
+    place = tmp_path / "run" / "student" / FILE
+    tensors = load_file(place)
+    save_file({name: value for name, value in tensors.items() if name[:2] == "1/" or name[2:] in kept}, place)
+    with pytest.raises(UserError, match=r"lacks inner\.[02]\.bias for 2 calls; restore it"):
+        load_student(tmp_path / "run", teacher="small:teacher", device="cpu")
+    assert student.counts == [1, 2, 3]
+
+
 def test_a_changed_set_of_numbers_is_another_run(tmp_path: Path) -> None:
     own_run(tmp_path / "run", budget="16")
     for changed in ({"calls": [1, 3]}, {"calls": 3, "step_layers": list(TIME_READERS)}):
@@ -403,21 +427,29 @@ def test_a_changed_set_of_numbers_is_another_run(tmp_path: Path) -> None:
             own_run(tmp_path / "run", budget="16", **changed)
 
 
-def test_a_plan_is_of_all_numbers(tmp_path: Path) -> None:
-    outlook = plan("small:teacher", "sfd", **{**OWN, "calls": [2, 2 + 1], "afs": None})
-    assert outlook.images == 96
-    assert 6 <= outlook.calls["teacher"] <= 9 and 2 <= outlook.calls["student"] <= 3
+def test_a_plan_is_of_all_numbers() -> None:
+    """Whole rounds are watched, or the mean would be that of the first few."""
+    for counts in ([2, 3], [1, 2, 6]):
+        outlook = plan("small:teacher", "sfd", **{**OWN, "calls": counts, "afs": None, "parts": 3})
+        mean = sum(counts) / len(counts)
+        assert outlook.images == 96 and outlook.calls == {"teacher": 3 * mean, "student": mean}
 
 
 # --- folders and commands ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the command; a high rate, so that its numbers differ."""
-    out = tmp_path_factory.mktemp("several") / "digits23"
-    assert main(["distill", "digits8", "--calls", "2,3", *QUICK, "--out", str(out)]) == 0
-    return out
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """By the command, and what it printed; a high rate, so that its numbers differ."""
+    out, said = tmp_path_factory.mktemp("several") / "digits23", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["distill", "digits8", "--calls", "3,2", *QUICK, "--out", str(out)]) == 0
+    return out, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(made: tuple[Path, str]) -> Path:
+    return made[0]
 
 
 @pytest.fixture(scope="module")
@@ -453,12 +485,12 @@ def test_one_of_its_numbers_is_saved_and_loaded_alone(student: Student, tmp_path
 def test_the_evidence_is_of_each_number(student: Student) -> None:
     """Its own distance, beside solvers of as many calls."""
     teacher = load_teacher("digits8", device="cpu")
-    fine = sample(teacher, 4, solver="dpmpp3m_exact", calls=64)
+    fine = sample(teacher, 3, solver="dpmpp3m_exact", calls=64)
     for calls in (2, 3):
         told = student.recipe["by_calls"][str(calls)]
-        off = (student.sample(4, calls=calls) - fine).square().mean().sqrt()
+        off = (student.sample(3, calls=calls) - fine).square().mean().sqrt()
         assert told["student"] == pytest.approx(float(off), rel=1e-3)
-        solver = (sample(teacher, 4, solver="euler", calls=calls) - fine).square().mean().sqrt()
+        solver = (sample(teacher, 3, solver="euler", calls=calls) - fine).square().mean().sqrt()
         assert told["solvers"]["euler"] == pytest.approx(float(solver), rel=1e-3)
     assert student.recipe["evidence"] == student.recipe["by_calls"]["3"]
 
@@ -478,14 +510,10 @@ def test_its_page_is_of_all_numbers(run: Path) -> None:
     assert "evidence, 2 calls" in page and "evidence, 3 calls" in page
 
 
-def test_what_the_command_prints(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["distill", "digits8", "--calls", "3,2", *QUICK, "--out", str(run)]  # in any order; it is finished already
-    assert main(words) == 0
-    said = capsys.readouterr().out
+def test_what_the_command_prints(made: tuple[Path, str]) -> None:
+    _, said = made
     assert "A student of 2 or 3 calls is in" in said
     assert re.search(r"^2 calls\. Distance .*^3 calls\. Distance ", said, re.MULTILINE | re.DOTALL)
-    assert main([*words, "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)["by_calls"]) == {"2", "3"}
 
 
 @pytest.mark.parametrize("calls", ["2,2", "0,3", "2,x", "", ","])
@@ -506,29 +534,40 @@ def test_sampling_by_command(run: Path, student: Student, tmp_path: Path, capsys
     assert "makes 2 or 3 calls, not 7; distil another one for 7" in capsys.readouterr().err
 
 
-def test_evaluating_by_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["evaluate", str(run), "--count", "8", "--metrics", "rmse", "--device", "cpu", "--json"]
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("several") / "own"
+    own_run(out)
+    return out
+
+
+def test_evaluating_by_command(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", str(own), "--teacher", "small:teacher", "--count", "8", "--metrics", "rmse", "--json"]
+    words += ["--device", "cpu"]
     values = []
-    for calls in (2, 3):
+    for calls in (1, 3):
         assert main([*words, "--calls", str(calls)]) == 0
         told = json.loads(capsys.readouterr().out)
-        assert told["nfe"] == calls and f"{calls} calls" in told["how"]
+        assert told["nfe"] == calls and f"{calls} call" in told["how"]
         values.append(told["scores"]["rmse"]["value"])
     assert values[0] != values[1]
     assert main([*words]) == 0
     assert json.loads(capsys.readouterr().out)["scores"]["rmse"]["value"] == values[1]
     assert main([*words, "--calls", "4"]) == 2
-    assert "makes 2 or 3 calls, not 4" in capsys.readouterr().err
+    assert "makes 1 or 2 or 3 calls, not 4" in capsys.readouterr().err
 
 
-def test_a_comparison_has_a_row_for_each_number(student: Student, tmp_path: Path) -> None:
+def test_a_comparison_has_a_row_for_each_number(own: Path, tmp_path: Path) -> None:
+    teacher = with_form(small.teacher())
+    student = load_student(own, teacher=teacher, device="cpu")
     how: dict[str, Any] = {"calls": (1,), "solvers": ("euler",), "grids": ("auto",), "count": 8, "metrics": ["rmse"]}
-    found = compare([load_teacher("digits8", device="cpu"), student], out=tmp_path / "compared", device="cpu", **how)
+    found = compare([teacher, student], out=tmp_path / "compared", device="cpu", **how)
     rows = [row for row in found.rows if row["kind"] == "student"]
-    assert [row["label"] for row in rows] == [f"student {student.name}, {calls} calls" for calls in (2, 3)]
-    assert [(row["calls"], row["nfe"]) for row in rows] == [(2, 2), (3, 3)]
-    alone = onefold.evaluate(student.at(2), metrics=["rmse"], count=8, device="cpu")
-    assert rows[0]["scores"]["rmse"]["value"] == pytest.approx(alone["scores"]["rmse"]["value"], rel=1e-3)
+    assert [row["label"] for row in rows] == [f"student own, {n} call{'s' * (n > 1)}" for n in (1, 2, 3)]
+    assert [(row["calls"], row["nfe"]) for row in rows] == [(1, 1), (2, 2), (3, 3)]
+    for row in rows:
+        alone = onefold.evaluate(student.at(row["calls"]), teacher=teacher, metrics=["rmse"], count=8, device="cpu")
+        assert row["scores"]["rmse"]["value"] == pytest.approx(alone["scores"]["rmse"]["value"], rel=1e-3)
 
 
 def test_an_export_has_a_folder_for_each_number(
@@ -585,11 +624,15 @@ def test_the_recipe_s_command_makes_the_same_settings(given: dict[str, Any], mon
     assert options["--calls"] == ",".join(map(str, given["calls"])) and "also=" not in made.command
 
 
-def test_the_recipe_s_command_makes_the_same_student(student: Student, tmp_path: Path) -> None:
+def test_the_recipe_s_command_makes_the_same_student(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = load_student(own, teacher="small:teacher", device="cpu")
     words = shlex.split(student.recipe["command"])
     words[words.index("--out") + 1] = str(tmp_path / "again")
-    assert main([*words[1:], "--device", "cpu"]) == 0
-    a, b = weights_of(student), weights_of(load_student(tmp_path / "again", device="cpu"))
+    assert main([*words[1:], "--device", "cpu", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["by_calls"]) == {"1", "2", "3"}
+    a, b = (weights_of(one) for one in (student, load_student(tmp_path / "again", teacher="small:teacher")))
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -649,7 +692,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         "holds '2/nowhere.bias', which does not fit the student's network and grids",
     ),
     "a foreign number": (
-        tensors_changed(lambda t: {**t, f"4/{first(t)[2:]}": t[first(t)]}),
+        tensors_changed(lambda t: {**t, f"4/{first(t)[2:]}": t[first(t)].clone()}),
         "holds '4/.*', which does not fit",
     ),
     "no number": (tensors_changed(lambda t: {**t, "bias": torch.zeros(2)}), "holds 'bias', which does not fit"),
@@ -657,11 +700,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         tensors_changed(lambda t: {**t, first(t): t[first(t)][:-1].clone()}),
         "which does not fit the student's network",
     ),
-    "a tensor less": (
-        tensors_changed(lambda t: {name: value for name, value in t.items() if name != first(t)}),
-        "restore it",
-    ),
-    "no tensor at all": (tensors_changed(lambda t: {}), "restore it"),
+    "no tensor at all": (tensors_changed(lambda t: {}), "lacks tensors for 2 calls; restore it"),
     "not a number": (tensors_changed(lambda t: {**t, first(t): t[first(t)] * torch.nan}), "NaN or infinite"),
     "grids as a list": (recipe_changed(further_grids=[1]), r"further_grids \[1\], expected one by number of calls"),
     "grids as a word": (recipe_changed(further_grids="2"), "further_grids '2', expected one by number of calls"),

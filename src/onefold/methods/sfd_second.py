@@ -116,8 +116,8 @@ class FirstStage:
 
     @property
     def cost(self) -> dict[str, Any]:
-        spent: dict[str, Any] = self.recipe["cost"]
-        return spent if STAGES in spent else added({}, spent, STAGES, self.calls)
+        spent: dict[str, Any] = self.recipe.get("cost", {})
+        return spent if STAGES in spent or not spent else added({}, spent, STAGES, self.calls)
 
     @property
     def way(self) -> dict[str, Any]:
