@@ -61,7 +61,7 @@ def exact_teacher(
 def teacher() -> Denoiser:
     """As people bring their own."""
     with torch.random.fork_rng(devices=[]):
-        return exact_teacher(OVERLAPPING)
+        return exact_teacher()
 
 
 def sfd(teacher: Denoiser | None = None, **settings: Any) -> SFD:

@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from onefold.cli import main
 from onefold.conditions import Conditions
 from onefold.distilling import choose, distill, plan
 from onefold.errors import UserError
+from onefold.methods import base
 from onefold.methods.sfd import PUBLISHED_TOGETHER, SFD, SFDSettings
 from onefold.networks.step_condition import TIME_READERS, StepCondition
 from onefold.sampling import sample
@@ -52,6 +53,14 @@ OWN: dict[str, Any] = {
     "device": "cpu",
     "lr": 1e-2,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def untuned() -> Iterator[None]:
+    """Controls on usual grids alone: tuning one takes longer than these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "MOST_TUNED", 0)
+        yield
 
 
 def several(**settings: Any) -> SFD:
@@ -409,15 +418,14 @@ def test_what_a_longer_run_cost_is_of_whole_rounds(tmp_path: Path) -> None:
     assert cost["calls"] == {"teacher": 192 * 3 * 3, "student": 192 * 2}
 
 
-@pytest.mark.parametrize("kept", [("inner.0.bias",), ()], ids=str)
-def test_a_number_that_lacks_what_others_have_is_told(kept: tuple[str, ...], tmp_path: Path) -> None:
-    student = own_run(tmp_path / "run", step_layers=["inner.0", "inner.2"])
+def test_a_number_that_lacks_what_others_have_is_told(tmp_path: Path) -> None:
+    own_run(tmp_path / "run", step_layers=["inner.0", "inner.2"], budget="16")
     place = tmp_path / "run" / "student" / FILE
     tensors = load_file(place)
-    save_file({name: value for name, value in tensors.items() if name[:2] == "1/" or name[2:] in kept}, place)
-    with pytest.raises(UserError, match=r"lacks inner\.[02]\.bias for 2 calls; restore it"):
-        load_student(tmp_path / "run", teacher="small:teacher", device="cpu")
-    assert student.counts == [1, 2, 3]
+    for lost in ({"2/inner.2.bias"}, {"2/inner.0.bias", "2/inner.2.bias"}):
+        save_file({name: value for name, value in tensors.items() if name not in lost}, place)
+        with pytest.raises(UserError, match=r"lacks inner\.[02]\.bias for 2 calls; restore it"):
+            load_student(tmp_path / "run", teacher="small:teacher", device="cpu")
 
 
 def test_a_changed_set_of_numbers_is_another_run(tmp_path: Path) -> None:
