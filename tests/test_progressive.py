@@ -19,7 +19,7 @@ from onefold.settings import build
 from onefold.solvers import get_solver
 from onefold.teachers.own import with_form
 from onefold.training.contract import Batch, Draw
-from test_sfd import exact_teacher, small_network
+from plane import exact_teacher, small_network
 
 MEAN, WIDTH = 0.4, 0.7  # of the Gaussian
 

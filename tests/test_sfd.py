@@ -12,40 +12,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onefold.denoiser import Conditions, Denoiser, Gaussian, GaussianMixture
+from onefold.denoiser import Conditions, Denoiser, Gaussian
 from onefold.grids import karras
 from onefold.losses import distance
-from onefold.methods.sfd import SFD, SFDSettings
+from onefold.methods.sfd import SFD
 from onefold.process import EDM, ContinuousVP, DiscreteVP, Flow, Process, beta_table
 from onefold.sampling import sample
-from onefold.settings import build
 from onefold.solvers import SOLVERS, analytic_denoised, euler_step
 from onefold.student import load_student
 from onefold.targets import denoised_target, fine_grid, rollout
 from onefold.teachers import load_teacher
-from onefold.training.contract import Batch, Draw
+from plane import (
+    OVERLAPPING,
+    SHIFTED,
+    WATCHED,
+    batch_of,
+    end_distance,
+    exact_teacher,
+    gradient,
+    sfd,
+    small_network,
+    teacher_states,
+    train,
+)
 from toys import inputs_seen
-
-RING = torch.stack([torch.tensor([math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)]) for k in range(8)]).double()
-CENTRED = GaussianMixture(RING, 0.3)
-SHIFTED = GaussianMixture(RING + torch.tensor([1.0, 0.0]), 0.3)  # data whose mean the analytic first step does not know
-
-WATCHED = torch.randn(512, 2, generator=torch.Generator().manual_seed(123))
-
-
-class Corrected(nn.Module):
-    """An exact denoiser in the plane, and what corrects it, told the network's input and time: nothing at first."""
-
-    def __init__(self, exact: GaussianMixture, correction: nn.Module) -> None:
-        super().__init__()
-        self.exact, self.correction = exact, correction
-
-    def forward(self, z: Tensor, time: Tensor) -> Tensor:
-        sigma = (4 * time).exp().unsqueeze(1)
-        x = z * (sigma**2 + 0.25).sqrt()
-        exact = self.exact.closed_form(x, sigma[:, 0].double().cpu())
-        corrected: Tensor = exact + self.correction(torch.cat([z, time.unsqueeze(1)], 1))
-        return corrected
 
 
 class Affine(nn.Module):
@@ -59,58 +49,6 @@ class Affine(nn.Module):
         z, time = z_and_time[:, :2], z_and_time[:, 2]
         level = torch.bucketize(4 * time, torch.tensor([0.0, 3.0]))
         return self.gain[level] * z + self.offset[level]
-
-
-def small_network(width: int = 64) -> nn.Sequential:
-    torch.manual_seed(0)
-    out = nn.Linear(width, 2)
-    nn.init.zeros_(out.weight)
-    nn.init.zeros_(out.bias)
-    return nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Dropout(0.0), out)
-
-
-def exact_teacher(
-    exact: GaussianMixture = CENTRED, correction: nn.Module | None = None, kind: type[Denoiser] = Denoiser
-) -> Denoiser:
-    network = Corrected(exact, correction or small_network()).eval().requires_grad_(False)
-    teacher = kind(network, EDM(0.006, 80.0), prediction="x0", shape=(2,))
-    teacher.name = "exact"
-    return teacher
-
-
-def sfd(teacher: Denoiser | None = None, **settings: Any) -> SFD:
-    """With the published K, teacher, loss, dropout and schedule."""
-    published = {"parts": 4, "solver": "dpmpp3m", "loss": "l1", "dropout": True, "schedule": "drop"}
-    values = {"teacher": "exact", "out": "x", "calls": 2, "lr": 1e-3, "batch_size": 32, **published, **settings}
-    return SFD(teacher or exact_teacher(), build(SFDSettings, values))
-
-
-def batch_of(method: SFD, step: int = 0, size: int = 32, rows: range | None = None) -> Batch:
-    return Batch(step, 0.0, method.prepare(Draw(0, step, rows or range(size), size)))
-
-
-def train(method: SFD, steps: int, size: int = 32) -> None:
-    """The engine's part, in short."""
-    for index in range(steps):
-        batch = batch_of(method, index, size)
-        for update in method.updates(batch):
-            optimizer = method.optimizers["main"]
-            for group in optimizer.param_groups:
-                group["lr"] = method.learning_rate("main", 0, index / steps)
-            optimizer.zero_grad()
-            update.loss.backward()
-            optimizer.step()
-
-
-def teacher_states(method: SFD, z: Tensor) -> list[Tensor]:
-    """The teacher's trajectory from noise, at the student's levels."""
-    start = method.grid.start_state(method.teacher.process, z)
-    parts, solver = method.settings.parts, method.settings.solver
-    return rollout(method.target, start, method.courses[method.calls].fine, parts, solver=solver, cond={})
-
-
-def gradient(method: SFD) -> Tensor:
-    return torch.cat([p.grad.flatten() for p in method.networks["student"].parameters() if p.grad is not None])
 
 
 # --- levels -----------------------------------------------------------------------------------------------------------
@@ -406,17 +344,6 @@ def test_learning_rate_falls_along_a_cosine_after_its_warm_up() -> None:
 # --- what a student is worth ------------------------------------------------------------------------------------------
 
 
-def end_distance(method: SFD) -> float:
-    """Mean distance of the student's end points to the teacher's (its K steps in each interval), for the same fresh noise."""
-    network = method.networks["student"].eval()
-    student = method.teacher.replace(network=network)
-    with torch.no_grad():
-        start = method.grid.start_state(method.teacher.process, WATCHED)
-        ends = SOLVERS["euler"](student, start, method.grid.sigmas, afs=method.afs)
-    network.train()
-    return float((ends - teacher_states(method, WATCHED)[-1]).norm(dim=1).mean())
-
-
 def test_only_the_own_walk_repairs_the_analytic_step() -> None:
     """T8 in closed form: for one Gaussian every map is affine. On the teacher's walk each step is learnt to the end, and
     what the analytic step missed is carried on by the teacher's own slopes; on its own walk the student takes it back."""
@@ -435,10 +362,9 @@ def test_only_the_own_walk_repairs_the_analytic_step() -> None:
 
 def test_learning_brings_the_student_to_its_teacher() -> None:
     """T8 in small: eight overlapping modes, and a mean that the analytic step misses."""
-    data = GaussianMixture(RING + torch.tensor([2.0, 0.0]), 0.5)
     left: dict[str, float] = {}
     for walk in ("own", "teacher"):
-        method = sfd(exact_teacher(data), afs="vp", walk=walk, lr=1e-2, end="sigma_min")
+        method = sfd(exact_teacher(OVERLAPPING), afs="vp", walk=walk, lr=1e-2, end="sigma_min")
         untrained = end_distance(method)
         train(method, 200)
         left[walk] = end_distance(method)

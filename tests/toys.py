@@ -24,6 +24,7 @@ class Duel:
     """`left` learns to map noise to its first entry, `right` to follow `left`; two updates a batch, one EMA."""
 
     averaged = ("left",)
+    turns = 1
 
     def __init__(self, rate: float = 0.1, optimizer: type[torch.optim.Optimizer] = torch.optim.SGD) -> None:
         torch.manual_seed(0)

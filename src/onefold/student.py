@@ -176,10 +176,14 @@ class Student:
             "progress": progress,
             **student.way_with(eta),
         }
+        drawn: Tensor | tuple[Tensor, Tensor]
         if trajectory:
-            return sample(student.denoiser, count, trajectory=True, **how)
-        images: Tensor = sample(student.denoiser, count, **how)
-        return images
+            drawn = sample(student.denoiser, count, trajectory=True, **how)
+        else:
+            drawn = sample(student.denoiser, count, **how)
+        if student.denoiser is not self.denoiser:
+            self.denoiser.calls += student.denoiser.calls
+        return drawn
 
     def with_prompts(self, source: str | Path | Sequence[str]) -> Student:
         """Told these texts, for several calls of `sample`: the encoder runs once."""

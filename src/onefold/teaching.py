@@ -82,6 +82,7 @@ class Teaching:
     """Denoising score matching, one update a batch: || network(a x0 + b eps) - target ||^2 in the network's own prediction."""
 
     averaged: tuple[str, ...] = ("unet",)
+    turns = 1
 
     def __init__(
         self, denoiser: Denoiser, train: Stream, held_out: ImageData, settings: TeachSettings, command: str

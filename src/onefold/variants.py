@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from onefold.errors import UserError, first_line
 from onefold.grids import Grid
+from onefold.weights import must_be_finite
 
 FILE = "calls.safetensors"
 BETWEEN = "/"  # the number of calls and a tensor's name
@@ -74,4 +75,11 @@ def load_variants(grids: Mapping[int, Grid], network: nn.Module, path: Path) -> 
         if calls not in found or name not in known or known[name].shape != value.shape:
             raise UserError(f"{path} holds {key!r}, which does not fit the student's network and grids; restore it")
         found[calls][name] = value
+    must_be_finite(named, path)
+    names = set[str]().union(*found.values())
+    for calls, tensors in found.items():
+        if not tensors or tensors.keys() != names:
+            raise UserError(
+                f"{path} lacks {min(names - tensors.keys(), default='tensors')} for {calls} calls; restore it"
+            )
     return {calls: Variant(grid, found[calls]) for calls, grid in grids.items()}

@@ -160,6 +160,10 @@ class Distillation:
         return {self.calls: self.grid}
 
     @property
+    def turns(self) -> int:
+        return 1
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What must be the same when an interrupted run goes on, beside its settings."""
         return {

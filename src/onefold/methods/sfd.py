@@ -158,6 +158,10 @@ class SFDSettings(TrajectorySettings):
             )
         if max(self.counts) != self.calls:
             raise UserError(f"calls is {self.calls}, but also has {max(self.also)}; give the largest number as calls")
+        if self.also and isinstance(self.grid, list):
+            raise UserError(
+                f"grid is a list of {len(self.grid)} levels, which fits one number of calls, not {len(self.counts)}; name a schedule"
+            )
         if self.also and self.lora:
             raise UserError("lora adapts a student of one number of calls; leave lora or the further numbers out")
         if not self.also and (self.step_init, self.step_layers) != ("zero", None):
@@ -204,6 +208,10 @@ class SFD(Trajectory):
         own = {name: getattr(self.settings, name) for name in named}
         return {**self.identity, **own, "precision": self.teacher.precision}
 
+    @property
+    def turns(self) -> int:
+        return len(self.courses)
+
     def begin(self) -> Denoiser:
         begun, settings = super().begin(), self.settings
         if not settings.also:
@@ -214,7 +222,7 @@ class SFD(Trajectory):
 
     def turn(self, step: int) -> int:
         """The numbers of calls take turns, a batch each: all processes and micro-batches walk the same."""
-        calls = self.settings.counts[step % len(self.courses)]
+        calls = self.settings.counts[step % self.turns]
         network = self.student.module
         if isinstance(network, StepCondition):
             network.told(calls)

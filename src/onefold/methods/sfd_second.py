@@ -102,13 +102,20 @@ class FirstStage:
     recipe: Mapping[str, Any]
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        known: Mapping[str, Any] = self.recipe.get("settings", {})
+        return known
+
+    @property
     def root(self) -> str:
-        name: str = self.recipe["settings"].get("root") or self.recipe["settings"]["teacher"]
+        name = self.settings.get("root") or self.settings.get("teacher")
+        if not isinstance(name, str) or not name:
+            raise UserError("the first stage does not say what its teacher was; give it with root")
         return name
 
     @property
     def guidance(self) -> float:
-        return float(self.recipe["settings"].get("guidance", 1.0))
+        return float(self.settings.get("guidance", 1.0))
 
     @property
     def calls(self) -> int:
@@ -116,8 +123,8 @@ class FirstStage:
 
     @property
     def cost(self) -> dict[str, Any]:
-        spent: dict[str, Any] = self.recipe["cost"]
-        return spent if STAGES in spent else added({}, spent, STAGES, self.calls)
+        spent: dict[str, Any] = self.recipe.get("cost", {})
+        return spent if STAGES in spent or not spent else added({}, spent, STAGES, self.calls)
 
     @property
     def way(self) -> dict[str, Any]:

@@ -99,6 +99,10 @@ class Method(Protocol):
     optimizers: dict[str, torch.optim.Optimizer]
     averaged: tuple[str, ...]  # names of networks that have an EMA
 
+    @property
+    def turns(self) -> int:
+        """Batches after which what they cost repeats: 1 where all cost the same."""
+
     def prepare(self, draw: Draw) -> dict[str, Tensor]:
         """CPU tensors for these rows; runs ahead in a thread, so it must depend on nothing but `draw`."""
 

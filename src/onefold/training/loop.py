@@ -151,7 +151,7 @@ class Engine:
 
     def watch(self) -> Watch:
         own = self.settings.batch_size / self.world
-        return Watch({**self.method.frozen, **self.method.networks}, self.device, own)
+        return Watch({**self.method.frozen, **self.method.networks}, self.device, own, self.method.turns)
 
     def outlook(self, watch: Watch) -> Outlook:
         return watch.outlook(self.budget, self.settings.batch_size)

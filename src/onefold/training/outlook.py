@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from onefold.progress import duration
 from onefold.training.budget import Budget
 
-WARM, TIMED = 1, 4  # steps; the first pays for allocations and compilation
+WARM, TIMED = 1, 4  # steps, at least; the first pays for allocations and compilation
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,17 @@ def in_all(stages: Sequence[Outlook]) -> Outlook:
 class Watch:
     """Follows the first steps of a run, each inside `with watch:`, after which nothing of it stays at the networks."""
 
-    def __init__(self, networks: Mapping[str, nn.Module], device: torch.device, rows_a_step: float) -> None:
+    def __init__(
+        self, networks: Mapping[str, nn.Module], device: torch.device, rows_a_step: float, turns: int = 1
+    ) -> None:
         self.networks, self.device, self.rows_a_step = dict(networks), device, rows_a_step
         self.rows, self.hooks = Counter[str](), list[RemovableHandle]()
         self.steps, self.begin, self.seconds = 0, 0.0, 0.0
+        self.timed = -(-TIMED // turns) * turns  # whole rounds, where the steps of a round differ
+        self.warm = Counter[str]()
 
     def __enter__(self) -> Self:
-        for name, network in self.networks.items() if self.steps < WARM + TIMED else ():
+        for name, network in self.networks.items() if self.steps < WARM + self.timed else ():
             self.hooks.append(network.register_forward_pre_hook(self.counter(name), with_kwargs=True))
         return self
 
@@ -102,8 +106,8 @@ class Watch:
             return False
         if self.steps == WARM and not self.begin:
             synchronise(self.device)
-            self.begin = time.perf_counter()
-        if self.steps < WARM + TIMED:
+            self.begin, self.warm = time.perf_counter(), self.rows.copy()
+        if self.steps < WARM + self.timed:
             return False
         synchronise(self.device)
         self.seconds = time.perf_counter() - self.begin
@@ -111,11 +115,12 @@ class Watch:
 
     @property
     def calls(self) -> dict[str, float]:
-        """Of each network, for an image."""
-        return {name: rows / (max(self.steps, 1) * self.rows_a_step) for name, rows in self.rows.items()}
+        """Of each network, for an image; of a run that ends before, what all of it took."""
+        warm, steps = (self.warm, self.timed) if self.seconds else (Counter[str](), max(self.steps, 1))
+        return {name: (rows - warm[name]) / (steps * self.rows_a_step) for name, rows in self.rows.items()}
 
     def outlook(self, budget: Budget, batch_size: int) -> Outlook:
-        each = self.seconds / TIMED
+        each = self.seconds / self.timed
         steps = -(-budget.images // batch_size) if budget.images is not None else int((budget.seconds or 0) / each)
         return Outlook(
             batch_size=batch_size,
