@@ -154,10 +154,10 @@ def test_distill_says_what_to_expect(tmp_path: Path, capsys: pytest.CaptureFixtu
     words = ["--calls", "1", "--budget", "96", "--batch-size", "16", "--device", "cpu", "--set", "watched=4"]
     assert main(["distill", "digits8", *words, "--out", str(tmp_path / "one")]) == 0
     said = capsys.readouterr()
-    assert "expected: 96 images in about" in said.err and "6 of the teacher and 1 of the student calls" in said.err
+    assert "expected: 96 images in about" in said.err and "4 of the teacher and 1 of the student calls" in said.err
     assert "onefold export" in said.out or "export" in said.out
     assert main(["plan", "digits8", *words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["calls"] == {"teacher": 6, "student": 1}
+    assert json.loads(capsys.readouterr().out)["calls"] == {"teacher": 4, "student": 1}
 
 
 def test_presets_hold_the_published_settings(tmp_path: Path) -> None:
@@ -264,9 +264,9 @@ def test_a_damaged_picture_costs_the_picture_only(run: tuple[Path, Student], tmp
 def test_what_a_run_cost_names_its_network_calls(run: tuple[Path, Student]) -> None:
     _, student = run
     assert student.recipe["cost"]["calls"] == {
-        "teacher": 192 * 12,
+        "teacher": 192 * 8,
         "student": 192 * 3,
-    }  # K N with K = 3, and a call a step
+    }  # K N with K = 2, and a call a step
 
 
 def test_watching_leaves_nothing_at_the_teacher(tmp_path: Path) -> None:
