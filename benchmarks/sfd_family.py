@@ -63,18 +63,18 @@ class Family:
     def sampled(self, **how: Any) -> Tensor:
         return onefold.sample(self.teacher, self.count, first=UNSEEN, **how)
 
-    def solvers(self, calls: int) -> None:
-        """Every solver without noise of its own, on the usual and on a tuned grid."""
-        for solver in SOLVERS:
+    def solvers(self, names: list[str], calls: int) -> None:
+        """Those without noise of their own, on the usual and on a tuned grid."""
+        for solver in names:
             for grid in ("auto", "gits"):
-                names = {"kind": "solver", "calls": calls, "solver": solver, "grid": grid}
-                if get_solver(solver).stochastic or self.has(**names):
+                facts = {"kind": "solver", "calls": calls, "solver": solver, "grid": grid}
+                if get_solver(solver).stochastic or self.has(**facts):
                     continue
                 try:
                     drawn = self.sampled(solver=solver, grid=grid, calls=calls)
                 except UserError:  # solvers that need two calls a step have no way of one call
                     continue
-                self.add(drawn, **names)
+                self.add(drawn, **facts)
 
     def best(self) -> None:
         if not self.has(kind="best"):
@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("teacher")
     parser.add_argument("--calls", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--kinds", nargs="+", default=list(NAMES))
+    parser.add_argument("--solvers", nargs="+", default=list(SOLVERS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budget", type=int, default=3200)
     parser.add_argument("--count", type=int, default=500)
@@ -195,7 +196,7 @@ def main() -> None:
         family = Family(teacher, arguments.count, arguments.budget, arguments.out or Path(folder), arguments.device)
         family.best()
         for calls in arguments.calls:
-            family.solvers(calls)
+            family.solvers(arguments.solvers, calls)
         for seed in arguments.seeds:
             for kind in arguments.kinds:
                 family.run(kind, arguments.calls, seed)
