@@ -63,6 +63,7 @@ class SecondSettings(TrajectorySettings):
 
     method: str = Field("sfd_second", description="how; `onefold methods` tells them apart")
     calls: int = Field(1, description="network calls of the student: one")
+    lr: float = Field(3e-4, gt=0, description="of Adam; published is ten times the first stage's, 5e-4")
     level: float | Literal["auto"] = Field(
         "auto",
         description="the noise level of the one call, one of the first stage's; auto is the middle one of its steps (as published), or its first where no analytic step comes before",
