@@ -23,10 +23,12 @@ from pairs import RESULTS, save
 from torch import Tensor
 
 import onefold
-from onefold.bench.ways import BEST, FINE
+from onefold.bench.ways import BEST, FINE, way
 from onefold.data import to_uint8
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
+from onefold.gits import FINE as TUNED_FROM
+from onefold.gits import fine_levels, measure_jumps
 from onefold.losses import root_mean_square
 from onefold.pictures import labelled_rows, save_png
 from onefold.solvers import SOLVERS, get_solver
@@ -63,18 +65,21 @@ class Family:
     def sampled(self, **how: Any) -> Tensor:
         return onefold.sample(self.teacher, self.count, first=UNSEEN, **how)
 
-    def solvers(self, names: list[str], calls: int) -> None:
-        """Those without noise of their own, on the usual and on a tuned grid."""
-        for solver in names:
-            for grid in ("auto", "gits"):
-                facts = {"kind": "solver", "calls": calls, "solver": solver, "grid": grid}
-                if get_solver(solver).stochastic or self.has(**facts):
-                    continue
-                try:
-                    drawn = self.sampled(solver=solver, grid=grid, calls=calls)
-                except UserError:  # solvers that need two calls a step have no way of one call
-                    continue
-                self.add(drawn, **facts)
+    def solvers(self, names: list[str], counts: list[int]) -> None:
+        """Those without noise of their own, on the usual and on a tuned grid, whose jumps are measured once."""
+        steps = [(name, calls, grid) for calls in counts for name in names for grid in ("auto", "gits")]
+        wanted = [
+            {"kind": "solver", "calls": calls, "solver": name, "grid": grid}
+            for name, calls, grid in steps
+            if not get_solver(name).stochastic and not self.has(kind="solver", calls=calls, solver=name, grid=grid)
+        ]
+        jumps = measure_jumps(self.teacher, fine_levels(self.teacher, TUNED_FROM, "zero")) if wanted else None
+        for facts in wanted:
+            try:
+                made = way(self.teacher, facts["solver"], facts["calls"], facts["grid"], jumps=jumps)
+            except UserError:  # solvers of two calls a step cannot make one
+                continue
+            self.add(self.sampled(solver=facts["solver"], grid=made.plan.grid), **facts)
 
     def best(self) -> None:
         if not self.has(kind="best"):
@@ -195,8 +200,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         family = Family(teacher, arguments.count, arguments.budget, arguments.out or Path(folder), arguments.device)
         family.best()
-        for calls in arguments.calls:
-            family.solvers(arguments.solvers, calls)
+        family.solvers(arguments.solvers, arguments.calls)
         for seed in arguments.seeds:
             for kind in arguments.kinds:
                 family.run(kind, arguments.calls, seed)

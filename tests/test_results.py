@@ -58,3 +58,36 @@ def test_roll_outs_are_nearer_than_ddim_and_no_farther_than_folds_at_three_times
         assert mean("rollout", calls, "forwards") < mean("progressive", calls, "forwards") / 2.9
     for calls in (16, 8, 4, 2):
         assert mean("paper", calls, "to_strided") < 0.3 * mean("paper", calls, "strided_to_fine")
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_the_table_of_sfd_s_family_is_made_from_its_results(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    markdown = runpy.run_path(str(ROOT / "benchmarks" / "sfd_family.py"))["markdown"]
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    assert "\n".join(markdown(f"sfd_family_{teacher}")) in page, (
+        "write `python benchmarks/sfd_family.py TEACHER --table`"
+    )
+
+
+def test_students_of_sfd_come_nearer_than_any_solver_and_one_for_all_counts_as_near_as_one_for_each() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "sfd_family_digits8.json").read_text())["rows"]
+
+    def mean(kind: str, calls: int) -> float:
+        found = [one["distance"] for one in rows if one["kind"] == kind and one["calls"] == calls]
+        return float(sum(found) / len(found))
+
+    for calls in (1, 2, 3, 4, 5):
+        solvers = [one["distance"] for one in rows if one["kind"] == "solver" and one["calls"] == calls]
+        assert mean("sfd", calls) < min(solvers)
+    ratios = [mean("sfd_v", calls) / mean("sfd", calls) for calls in (2, 3, 4, 5)]
+    assert sum(ratios) / len(ratios) < 1.1
+    assert mean("second", 1) < mean("sfd", 1)
+
+
+def test_the_table_of_the_ablation_is_made_from_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    markdown = runpy.run_path(str(ROOT / "benchmarks" / "sfd_ablation.py"))["markdown"]
+    page = (ROOT / "docs" / "methods" / "sfd.md").read_text()
+    whole, _, single = "\n".join(markdown("sfd_ablation_digits8_3_1200", 3, 2)).rstrip().partition("\n\n")
+    assert whole in page and single in page, "write `python benchmarks/sfd_ablation.py digits8 --images 1200 --table`"
