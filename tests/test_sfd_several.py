@@ -530,6 +530,7 @@ def test_its_page_is_of_all_numbers(run: Path) -> None:
     page = (run / "student" / "README.md").read_text()
     assert "`digits8` in 2 or 3 network calls" in page and "--calls 2,3" in page
     assert "evidence, 2 calls" in page and "evidence, 3 calls" in page
+    assert "student.sample(64, calls=2, seed=0)" in page
 
 
 def test_what_the_command_prints(made: tuple[Path, str]) -> None:

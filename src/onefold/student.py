@@ -217,10 +217,11 @@ class Student:
         from onefold.teachers.own import OwnForm
 
         own, texts = isinstance(self.denoiser.form, OwnForm), self.denoiser.encode_texts is not None
+        calls = f", calls={self.counts[0]}" if self.variants else ""
         return USAGE.format(
             folder=folder,
             teacher=', teacher="package.module:function"' if own else "",
-            told='4, prompts=["a red boat on a lake"]' if texts else "64",
+            told=('4, prompts=["a red boat on a lake"]' if texts else "64") + calls,
             export="" if own else 'student.export("my-student")  # a folder for plain diffusers\n',
         )
 

@@ -125,7 +125,7 @@ class FirstStage:
     @property
     def cost(self) -> dict[str, Any]:
         spent: dict[str, Any] = self.recipe.get("cost", {})
-        return spent if STAGES in spent or not spent else added({}, spent, STAGES, self.calls)
+        return added({}, spent, STAGES, self.calls) if spent else {}
 
     @property
     def way(self) -> dict[str, Any]:
