@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from onefold.card import described
+from onefold.conditions import Prompts
+from onefold.distilling import plan
 from onefold.errors import UserError
 from onefold.methods.sfd import SFD
 from onefold.training.contract import Batch, Draw
@@ -19,10 +22,7 @@ SIZE = 12
 
 
 def known(**settings: Any) -> SFD:
-    """With something to identify its teacher by, as all have that are distilled."""
-    teacher = exact_teacher()
-    teacher.card = {"sha256": "exact"}
-    return sfd(teacher, batch_size=SIZE, **settings)
+    return sfd(exact_teacher(), batch_size=SIZE, **settings)
 
 
 def batch_of(method: SFD, rows: range = range(SIZE), step: int = 0) -> Batch:
@@ -100,12 +100,42 @@ def test_what_decides_a_trajectory_has_a_folder_of_its_own(tmp_path: Path, other
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_another_teacher_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    """Also one that no card tells apart: its weights and its precision are looked at."""
+    teachers = [exact_teacher(), exact_teacher(), exact_teacher().replace(precision="bf16")]
+    next(teachers[1].module.parameters()).data += 1
+    folders = {sfd(teacher, batch_size=SIZE, cache=str(tmp_path)).kept.folder for teacher in teachers}  # type: ignore[union-attr]
+    assert len(folders) == 3
+
+
+def test_which_prompts_are_learned_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    """As many as are watched are left out."""
+    texts = tuple(f"text {number}" for number in range(40))
+    prompts = Prompts(texts, {"told": torch.zeros(40, 1)}, {"told": torch.zeros(1, 1)})
+    teacher = exact_teacher().replace(prompts=prompts)
+    folders = {sfd(teacher, watched=watched, cache=str(tmp_path)).kept.folder for watched in (1, 2)}  # type: ignore[union-attr]
+    assert len(folders) == 2
+
+
+def test_a_plan_keeps_no_trajectories(tmp_path: Path) -> None:
+    plan("small:teacher", calls=1, budget="32", batch_size=4, device="cpu", cache=str(tmp_path / "kept"))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("other", [{"lr": 1e-2}, {"loss": "l2"}, {"pieces": 3}, {"walk": "teacher"}], ids=str)
 def test_what_the_student_does_with_it_does_not_matter(tmp_path: Path, other: dict[str, Any]) -> None:
     for settings in ({}, other):
         method = known(cache=str(tmp_path), **settings)
         losses(method, batch_of(method))
     assert method.target.calls == 0
+
+
+def test_the_page_says_that_the_cost_is_not_all(tmp_path: Path) -> None:
+    cost = {"images": 8, "steps": 1, "seconds": 1.0, "calls": {}, "processes": 1, "device": "cpu"}
+    for settings, kept in (({"cache": str(tmp_path)}, True), ({"cache": None}, False)):
+        method = known(**settings)
+        facts = method.as_student(method.networks).facts() | {"cost": cost}
+        assert ("that a cache had" in described(facts)["cost"]) is kept
 
 
 def test_damaged_trajectories_are_named(tmp_path: Path) -> None:

@@ -295,8 +295,8 @@ def test_its_cost_is_that_of_both_stages(home: Path) -> None:
     assert (cost["images"], cost["steps"]) == (64, 4)
     assert cost["seconds"] == pytest.approx(one["seconds"] + cost["stages"][1]["seconds"], abs=0.11)
     # with guidance the first stage asks twice; the second one its student of two calls, and the root for features
-    assert one["calls"] == {"teacher": 32 * 2 * 9, "student": 32 * 2}
-    assert cost["calls"] == {"root": 32 * 2, "teacher": 32 * (18 + 2), "student": 32 * (2 + 1)}
+    assert one["calls"] == {"teacher": 32 * 2 * 6, "student": 32 * 2}
+    assert cost["calls"] == {"root": 32 * 2, "teacher": 32 * (12 + 2), "student": 32 * (2 + 1)}
 
 
 def test_it_is_measured_against_the_root_with_its_guidance(home: Path) -> None:
@@ -351,10 +351,13 @@ def own_first(folder: Path) -> Denoiser:
 
 
 def test_stopping_and_going_on_is_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a network of one's own too, where the root is the function that the first stage names."""
+    """On a network of one's own too, whose root is a function: no file makes it run."""
     before, step = own_first(tmp_path / "first"), Engine.train_step
     how: dict[str, Any] = {**QUICK, "calls": 1, "perceptual": "none", "checkpoint_every": "16", "budget": "64"}
     how["ema_half_life"] = 16.0
+    with pytest.raises(UserError, match="a function of your own, and nothing that a file names is imported; give it"):
+        distill(before, "sfd_second", out=tmp_path / "unnamed", **how)
+    how["root"] = "small:teacher"
     straight = distill(before, "sfd_second", out=tmp_path / "straight", **how)
     assert straight.recipe["settings"]["root"] == "small:teacher"
 

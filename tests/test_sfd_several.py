@@ -9,12 +9,14 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,9 +29,10 @@ from onefold.cli import main
 from onefold.conditions import Conditions
 from onefold.distilling import choose, distill, plan
 from onefold.errors import UserError
+from onefold.files import sha256
 from onefold.methods import base
 from onefold.methods.sfd import PUBLISHED_TOGETHER, SFD, SFDSettings
-from onefold.networks.step_condition import TIME_READERS, StepCondition
+from onefold.networks.step_condition import StepCondition
 from onefold.sampling import sample
 from onefold.settings import build
 from onefold.student import Student, load_student
@@ -107,7 +110,7 @@ def test_for_every_number_it_begins_as_its_teacher() -> None:
 @pytest.mark.parametrize(("step", "calls"), list(enumerate(COUNTS)))
 def test_the_first_batch_of_a_number_has_the_losses_of_a_student_of_it_alone(step: int, calls: int, walk: Any) -> None:
     """V1: at all of its steps, bit for bit."""
-    together, alone = several(walk=walk), several(calls=calls, step_layers=list(TIME_READERS), walk=walk)
+    together, alone = several(walk=walk), several(calls=calls, step_layers=None, walk=walk)
     ours, theirs = (list(method.updates(batch_of(method, step))) for method in (together, alone))
     assert len(ours) == len(theirs) == (1 if walk == "through" else calls)
     assert all(torch.equal(a.loss, b.loss) and float(a.loss.detach()) > 0 for a, b in zip(ours, theirs, strict=True))
@@ -117,7 +120,7 @@ def test_the_first_batch_of_a_number_has_the_losses_of_a_student_of_it_alone(ste
 def test_a_student_of_one_number_has_no_step_condition() -> None:
     """Nor where the one number comes as a list."""
     assert chosen(calls=[3]) == chosen(calls=3)
-    method = several(calls=[3], step_layers=list(TIME_READERS))
+    method = several(calls=[3], step_layers=None)
     assert not any(isinstance(module, StepCondition) for module in method.networks["student"].modules())
     assert not method.notes and not method.sampler(method.networks).variants
     told = several().notes
@@ -128,7 +131,7 @@ def test_its_grids_and_those_of_its_teacher_are_those_of_students_of_one_number(
     together = several()
     assert list(together.grids) == COUNTS and together.calls == max(COUNTS)
     for calls in COUNTS:
-        alone = several(calls=calls, step_layers=list(TIME_READERS))
+        alone = several(calls=calls, step_layers=None)
         assert together.courses[calls].grid == alone.grid and together.grids[calls] == alone.grid
         assert together.courses[calls].fine == alone.courses[calls].fine
 
@@ -348,7 +351,7 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], said: str) -> None:
         ({"step_layers": ["nowhere"]}, "the network has no linear layer with a bias called nowhere .* set step_layers"),
         ({"step_layers": ["correction.0", "nowhere"]}, "called nowhere that could hear"),
         ({"step_layers": []}, "set step_layers"),
-        ({"step_layers": list(TIME_READERS)}, "set step_layers: name linear layers by the ends of their names, of: "),
+        ({"step_layers": None}, "set step_layers: name linear layers by the ends of their names, of: "),
         (
             {"grid": [80.0, 5.0, 1.0, 0.2, 0.1, 0.05, 0.006]},
             "grid is a list of 7 levels, which fits one number of calls, not 3; name a schedule",
@@ -409,28 +412,28 @@ def test_a_student_of_one_s_own_network_comes_back(tmp_path: Path) -> None:
     student = own_run(tmp_path / "run")
     again = load_student(tmp_path / "run", teacher="small:teacher", device="cpu")
     assert all(torch.equal(again.sample(3, calls=n), student.sample(3, calls=n)) for n in (1, 2, 3))
-    assert student.recipe["cost"]["calls"] == {"teacher": 32 * 3 * (2 + 3 + 4), "student": 32 * (1 + 2 + 3)}
+    assert student.recipe["cost"]["calls"] == {"teacher": 32 * 2 * (2 + 3 + 4), "student": 32 * (1 + 2 + 3)}
 
 
 def test_what_a_longer_run_cost_is_of_whole_rounds(tmp_path: Path) -> None:
     """Of which the first few steps would be no mean: 1, 2, 3, 1, 2."""
     cost = own_run(tmp_path / "run", budget="192").recipe["cost"]
-    assert cost["calls"] == {"teacher": 192 * 3 * 3, "student": 192 * 2}
+    assert cost["calls"] == {"teacher": 192 * 2 * 3, "student": 192 * 2}
 
 
 def test_a_number_that_lacks_what_others_have_is_told(tmp_path: Path) -> None:
     own_run(tmp_path / "run", step_layers=["inner.0", "inner.2"], budget="16")
-    place = tmp_path / "run" / "student" / FILE
-    tensors = load_file(place)
+    folder = tmp_path / "run" / "student"
+    tensors = load_file(folder / FILE)
     for lost in ({"2/inner.2.bias"}, {"2/inner.0.bias", "2/inner.2.bias"}):
-        save_file({name: value for name, value in tensors.items() if name not in lost}, place)
+        write_tensors({name: value for name, value in tensors.items() if name not in lost}, folder)
         with pytest.raises(UserError, match=r"lacks inner\.[02]\.bias for 2 calls; restore it"):
             load_student(tmp_path / "run", teacher="small:teacher", device="cpu")
 
 
 def test_a_changed_set_of_numbers_is_another_run(tmp_path: Path) -> None:
     own_run(tmp_path / "run", budget="16")
-    for changed in ({"calls": [1, 3]}, {"calls": 3, "step_layers": list(TIME_READERS)}):
+    for changed in ({"calls": [1, 3]}, {"calls": 3, "step_layers": None}):
         with pytest.raises(UserError, match="holds a run with other settings .*also"):
             own_run(tmp_path / "run", budget="16", **changed)
 
@@ -478,6 +481,17 @@ def test_saving_and_loading_keeps_every_number_bit_for_bit(student: Student, tmp
     assert sum(not torch.equal(two[name], three[name]) for name in three) == 8  # or nothing was told apart
 
 
+def test_a_student_of_whole_times_comes_back(tmp_path: Path) -> None:
+    """Each number has steps of its own, of which its folder's card names the largest's."""
+    teacher = load_teacher("digits8", device="cpu").replace(continuous_time=False)
+    method = SFD(teacher, chosen(calls=[2, 3]))
+    student = replace(method.as_student(method.networks), picture=Image.new("L", (1, 1)))
+    student.save(tmp_path / "student")
+    again = load_student(tmp_path / "student", device="cpu")
+    phi = {calls: again.at(calls).grid.phi for calls in (2, 3)}
+    assert None not in phi.values() and phi == {calls: method.grids[calls].phi for calls in (2, 3)}
+
+
 def test_one_of_its_numbers_is_saved_and_loaded_alone(student: Student, tmp_path: Path) -> None:
     for calls in (2, 3):
         one = student.at(calls)
@@ -516,6 +530,7 @@ def test_its_page_is_of_all_numbers(run: Path) -> None:
     page = (run / "student" / "README.md").read_text()
     assert "`digits8` in 2 or 3 network calls" in page and "--calls 2,3" in page
     assert "evidence, 2 calls" in page and "evidence, 3 calls" in page
+    assert "student.sample(64, calls=2, seed=0)" in page
 
 
 def test_what_the_command_prints(made: tuple[Path, str]) -> None:
@@ -670,11 +685,19 @@ def no_tensors(folder: Path) -> None:
     (folder / FILE).write_bytes(b"nothing")
 
 
-def tensors_changed(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callable[[Path], None]:
-    def spoil(folder: Path) -> None:
-        save_file(change(load_file(folder / FILE)), folder / FILE)
+def edited(folder: Path) -> None:
+    save_file({name: tensor + 1 for name, tensor in load_file(folder / FILE).items()}, folder / FILE)
 
-    return spoil
+
+def write_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
+    """With the checksum that they have now."""
+    save_file(tensors, folder / FILE)
+    facts = json.loads((folder / "student.json").read_text())
+    (folder / "student.json").write_text(json.dumps({**facts, "further_sha256": sha256(folder / FILE)}))
+
+
+def tensors_changed(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callable[[Path], None]:
+    return lambda folder: write_tensors(change(load_file(folder / FILE)), folder)
 
 
 def recipe_changed(**changes: Any) -> Callable[[Path], None]:
@@ -695,6 +718,8 @@ def first(tensors: dict[str, Tensor]) -> str:
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no file": (without_file, "holds what the student's numbers of calls differ in, and cannot be read"),
     "no tensors": (no_tensors, "cannot be read .*; restore it"),
+    "other tensors that fit": (edited, "does not match its checksum; it is damaged or was edited, restore it"),
+    "no checksum": (recipe_changed(further_sha256=None), "does not match its checksum"),
     "a foreign tensor": (
         tensors_changed(lambda t: {**t, "2/nowhere.bias": torch.zeros(2)}),
         "holds '2/nowhere.bias', which does not fit the student's network and grids",

@@ -51,8 +51,9 @@ def described(facts: Mapping[str, Any]) -> dict[str, str]:
         folds = f" in {len(cost['folds'])} folds" if len(cost.get("folds", ())) > 1 else ""
         processes = f", {cost['processes']} processes" * (cost["processes"] > 1)
         calls = "".join(f", {count:,} calls of the {name}" for name, count in cost["calls"].items())
+        kept = ", beside trajectories of the teacher that a cache had" * bool(facts.get("settings", {}).get("cache"))
         rows["cost"] = (
-            f"{cost['images']:,} images{folds}{calls}, {duration(cost['seconds'])} on {cost['device']}{processes}"
+            f"{cost['images']:,} images{folds}{calls}, {duration(cost['seconds'])} on {cost['device']}{processes}{kept}"
         )
     for calls, evidence in (facts.get("by_calls") or {"": facts.get("evidence")}).items():
         if evidence:

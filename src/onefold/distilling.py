@@ -79,7 +79,8 @@ def own_teacher(given: str | Path | Denoiser | None, name: str) -> Denoiser | st
 def plan(teacher: str | Path | Denoiser, method: str = "sfd", *, tell: Tell | None = None, **settings: Any) -> Outlook:
     """What `distill` with these settings would cost, from a few of its steps; nothing is kept or written."""
     name = teacher.name if isinstance(teacher, Denoiser) else str(teacher)
-    chosen = choose({"out": "plan", **settings, "teacher": name, "method": method, "trackers": []})
+    own = {key: value for key, value in settings.items() if key != "cache"}  # which would be written, or hide a cost
+    chosen = choose({"out": "plan", **own, "teacher": name, "method": method, "trackers": []})
     first, *later = chosen.stages()
     # of a later stage nothing is there yet; its networks are like the first one's, and guidance is in them by then
     stages = [first, *(stage.model_copy(update={"guidance": 1.0}) for stage in later)]

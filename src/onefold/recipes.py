@@ -36,10 +36,20 @@ class Teacher(Piece):
 
 class Cost(Piece):
     images: int
+    steps: int
     seconds: float
     device: str
     processes: int
     calls: dict[str, int]
+    folds: list[dict[str, Any]] = []  # of a student that was made in several runs: what each cost
+    stages: list[dict[str, Any]] = []
+
+
+class Before(Piece):
+    """The first of two stages."""
+
+    method: str
+    distance: float | None = None
 
 
 class Evidence(Piece):
@@ -63,6 +73,7 @@ class Recipe(Piece):
     cost: Cost | Empty = Empty()
     evidence: Evidence | Empty = Empty()
     by_calls: dict[str, Evidence] = {}
+    first_stage: Before | Empty = Empty()
     published: str | None = None
     command: str | None = None
     versions: dict[str, str] = {}

@@ -10,6 +10,7 @@ lora/                     where it was trained as one: the adapter that was merg
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -34,12 +35,13 @@ from onefold.recipes import PHI
 from onefold.sampling import sample
 from onefold.solvers import AFS
 from onefold.variants import FILE as VARIANTS
-from onefold.variants import Variant, load_variants, save_variants, with_tensors
+from onefold.variants import Variant, load_variants, packed, with_tensors
 
 if TYPE_CHECKING:
     from onefold.export import Exported
 
 RECIPE = "student.json"
+VARIANTS_HASH = "further_sha256"  # of the file for further numbers of calls
 FORMAT = 1
 USAGE = """With onefold:
 ```python
@@ -199,14 +201,15 @@ class Student:
         """Whole or not at all, over what was there."""
         from onefold.teachers.folders import save_like
 
-        folder, facts = Path(folder), self.facts()
+        folder, facts, more_calls = Path(folder), self.facts(), packed(self.variants)
+        facts |= {VARIANTS_HASH: hashlib.sha256(more_calls).hexdigest()} if self.variants else {}
         texts = {RECIPE: json.dumps(facts, indent=1) + "\n"}
         told = {} if self.adapter is None else {"LoRA": ADAPTER}
         texts["README.md"] = page(facts, self.name, self.usage(folder), RECIPE, told)
         picture = self.picture or labelled_rows([(f"{self.calls} calls", self.sample(10))])
         others: dict[str, Callable[[Path], object]] = {} if self.adapter is None else {FILE: self.adapter}
         if self.variants:
-            others[VARIANTS] = partial(save_variants, self.variants)
+            others[VARIANTS] = partial(Path.write_bytes, data=more_calls)
         more = {} if self.grid.phi is None else {PHI: list(self.grid.phi)}
         save_like(self.denoiser, folder, texts, {PICTURE: picture}, others, more)
 
@@ -214,10 +217,11 @@ class Student:
         from onefold.teachers.own import OwnForm
 
         own, texts = isinstance(self.denoiser.form, OwnForm), self.denoiser.encode_texts is not None
+        calls = f", calls={self.counts[0]}" if self.variants else ""
         return USAGE.format(
             folder=folder,
             teacher=', teacher="package.module:function"' if own else "",
-            told='4, prompts=["a red boat on a lake"]' if texts else "64",
+            told=('4, prompts=["a red boat on a lake"]' if texts else "64") + calls,
             export="" if own else 'student.export("my-student")  # a folder for plain diffusers\n',
         )
 
@@ -263,7 +267,7 @@ def load_student(
         )
     from onefold.recipes import check_recipe, further_grids, must_fit_the_network
 
-    own_facts = ("format", "calls", "grid", "afs", "further_grids")
+    own_facts = ("format", "calls", "grid", "afs", "further_grids", VARIANTS_HASH)
     recipe = {key: value for key, value in facts.items() if key not in own_facts}
     grid, afs = check_recipe(facts, path / RECIPE)
     further = further_grids(facts, grid.calls - (afs is not None), afs, path / RECIPE)
@@ -271,9 +275,11 @@ def load_student(
     own = (path / WEIGHTS).is_file()
     denoiser = load_own_student(path, teacher, **how) if own else load_teacher(path, **how)
     card = read_json(path / CARD) if (path / CARD).is_file() else {}
-    for one in (grid, *further.values()):
-        must_fit_the_network(one, afs, denoiser, card, path / RECIPE)
-    variants = load_variants(further, denoiser.module, path / VARIANTS) if further else {}
+    must_fit_the_network(grid, afs, denoiser, card, path / RECIPE)
+    for one in further.values():  # the card names the steps of the largest number alone
+        must_fit_the_network(one, afs, denoiser, {}, path / RECIPE)
+    checked = facts.get(VARIANTS_HASH)
+    variants = load_variants(further, denoiser.module, path / VARIANTS, checked) if further else {}
     adapter = partial(shutil.copyfile, path / FILE) if (path / FILE).is_file() else None
     return Student(denoiser, grid, afs, recipe, read_picture(path / PICTURE), adapter, variants)
 

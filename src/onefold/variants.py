@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from onefold.errors import UserError, first_line
+from onefold.files import must_be_plain, sha256
 from onefold.grids import Grid
 from onefold.weights import must_be_finite
 
@@ -50,23 +51,27 @@ def with_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module
     return changed
 
 
-def save_variants(variants: Mapping[int, Variant], path: Path) -> None:
+def packed(variants: Mapping[int, Variant]) -> bytes:
+    """As the file that a student's folder has of them."""
     named = {
         f"{calls}{BETWEEN}{name}": value.detach().cpu().contiguous()
         for calls, variant in variants.items()
         for name, value in variant.tensors.items()
     }
-    save_file(named, path)
+    return save(named)
 
 
-def load_variants(grids: Mapping[int, Grid], network: nn.Module, path: Path) -> dict[int, Variant]:
-    """Those of a student's file, which must fit its network."""
+def load_variants(grids: Mapping[int, Grid], network: nn.Module, path: Path, wanted: object) -> dict[int, Variant]:
+    """Those of a student's file, which must fit its network and have the wanted checksum."""
     try:
-        named = load_file(path)
+        must_be_plain(path)
+        named, found_hash = load_file(path), sha256(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path} holds what the student's numbers of calls differ in, and cannot be read ({first_line(error)}); restore it"
         ) from None
+    if found_hash != wanted:
+        raise UserError(f"{path} does not match its checksum; it is damaged or was edited, restore it")
     found: dict[int, dict[str, Tensor]] = {calls: {} for calls in grids}
     known: dict[str, Any] = dict(network.named_parameters())
     for key, value in named.items():

@@ -1,4 +1,4 @@
-"""The teacher's trajectories on disk, for runs that differ in what the student does with them: they are two thirds of SFD's cost.
+"""The teacher's trajectories on disk, for runs that differ in what the student does with them.
 
 A file for each batch, named after its step and rows; the folder is named after all that decides what lies in it.
 """

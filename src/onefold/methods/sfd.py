@@ -23,6 +23,7 @@ from torch import Tensor
 
 from onefold import seeds
 from onefold.conditions import Conditions
+from onefold.data import fingerprint_of
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.grids import TUNED, End, Grid, explicit, usual_schedule
@@ -135,7 +136,7 @@ class SFDSettings(TrajectorySettings):
     )
     cache: str | None = Field(
         None,
-        description="a folder that keeps the teacher's trajectories, two thirds of the cost, for further runs with the same teacher, levels, batches and seed",
+        description="a folder that keeps the teacher's trajectories for further runs with the same teacher, levels, batches and seed, which then need no call of it",
     )
 
     @property
@@ -203,10 +204,14 @@ class SFD(Trajectory):
 
     @property
     def of_trajectories(self) -> dict[str, Any]:
-        """All that decides the teacher's trajectories."""
-        named = ("solver", "parts", "guidance", "seed", "batch_size", "micro_batches")
-        own = {name: getattr(self.settings, name) for name in named}
-        return {**self.identity, **own, "precision": self.teacher.precision}
+        """All that decides the teacher's trajectories. Which rows are drawn together does not."""
+        told = self.told.prompts  # those that are learned from: how many are kept to look at is a setting
+        return {
+            **self.identity,
+            **{name: getattr(self.settings, name) for name in ("solver", "parts", "seed")},
+            "teacher": fingerprint_of(self.target),  # with its guidance and precision
+            "prompts": None if told is None else told.fingerprint,
+        }
 
     @property
     def turns(self) -> int:

@@ -23,6 +23,7 @@ from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.files import read_json
 from onefold.grids import Grid
+from onefold.imports import is_function_name
 from onefold.losses import distance, root_mean_square
 from onefold.methods.stages import added
 from onefold.methods.trajectory import Trajectory, TrajectorySettings
@@ -125,7 +126,7 @@ class FirstStage:
     @property
     def cost(self) -> dict[str, Any]:
         spent: dict[str, Any] = self.recipe.get("cost", {})
-        return spent if STAGES in spent or not spent else added({}, spent, STAGES, self.calls)
+        return added({}, spent, STAGES, self.calls) if spent else {}
 
     @property
     def way(self) -> dict[str, Any]:
@@ -241,33 +242,30 @@ def first_stage(teacher: Denoiser) -> FirstStage:
 def one_call_grid(first: FirstStage, level: float | Literal["auto"]) -> Grid:
     """The start, the level of the one call and the end, all of them the first stage's."""
     sigmas = first.grid.sigmas
-    if first.afs is None:
-        chosen = 0
-    elif level == "auto":
-        chosen = first.grid.calls // 2
+    able = range(1, first.grid.calls) if first.afs else range(1)  # without an analytic step nothing leads to another
+    if level == "auto":
+        chosen = first.grid.calls // 2 if first.afs else 0
     else:
-        chosen = nearest(sigmas, level)
-    if level != "auto" and not (
-        math.isclose(float(sigmas[chosen]), level, rel_tol=1e-3) and chosen >= (first.afs is not None)
-    ):
-        able = sigmas[first.afs is not None : -1] if first.afs else sigmas[:1]
-        raise UserError(
-            f"level is {level:g}, which is none that the one call can have; the first stage's are "
-            f"{', '.join(f'{one:.4g}' for one in able.tolist())}"
-        )
-    kept = [*range(first.afs is not None), chosen, first.grid.calls]
+        chosen = min(able, key=lambda index: abs(float(sigmas[index]) - level))
+        if not math.isclose(float(sigmas[chosen]), level, rel_tol=1e-3):
+            raise UserError(
+                f"level is {level:g}, which is none that the one call can have; the first stage's are "
+                f"{', '.join(f'{float(sigmas[index]):.4g}' for index in able)}"
+            )
+    kept = [*range(able.start), chosen, first.grid.calls]
     times = None if first.grid.times is None else first.grid.times[kept[:-1]]
     phi = None if first.grid.phi is None else tuple(first.grid.phi[::-1][index] for index in kept[:-1])[::-1]
     return replace(first.grid, sigmas=sigmas[kept], times=times, phi=phi)
 
 
-def nearest(sigmas: Tensor, level: float) -> int:
-    return int((sigmas[1:-1] - level).abs().argmin()) + 1
-
-
 def root_teacher(teacher: Denoiser, first: FirstStage, given: str | None) -> Denoiser:
     """The first stage's own teacher, which must be that one."""
     name, wanted = given or first.root, first.recipe["teacher"].get("sha256")
+    if not given and is_function_name(name):
+        raise UserError(
+            f"the first stage's teacher is {name!r}, a function of your own, and nothing that a file names is imported; give it "
+            f"with root: --set root={name}"
+        )
     try:
         root = load_teacher(name, device=str(teacher.device), precision=teacher.precision)
     except UserError as error:
