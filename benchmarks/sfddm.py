@@ -39,6 +39,7 @@ ROWS = {
     "ddim": "teacher strided, DDIM",
     "ancestral": "teacher strided, ancestral",
     "paper": "SFDDM, paper",
+    "table": "SFDDM, paper, begin=table",
     "official": "SFDDM, official",
     "smaller": "SFDDM, smaller student",
     "rollout": "roll-out (ours), with data",
@@ -143,6 +144,8 @@ class Table:
         match row:
             case "paper":
                 return {"preset": "paper", "data": data, "budget": round(budgets["paper"])}
+            case "table":
+                return {"preset": "paper", "begin": "table", "data": data, "budget": round(budgets["paper"])}
             case "official":
                 return {"preset": "official", "data": data, "budget": round(budgets["paper"])}
             case "smaller":
