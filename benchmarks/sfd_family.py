@@ -40,8 +40,13 @@ TOGETHER = [2, 3, 4, 5]
 # As the searches found them: tuned levels, a teacher wider than its student, and a faster rate for few calls.
 SETTINGS: dict[str, Any] = {"grid": "gits", "batch_size": 64, "pieces": 4}
 FEW, FASTER = 2, 2e-4
-SECOND: dict[str, Any] = {"lr": 3e-4}
-NAMES = {"sfd": "SFD", "sfd_v": "SFD-v, one model", "second": "second stage"}
+SECOND: dict[str, dict[str, Any]] = {"second": {}, "perceived": {"perceptual": "teacher"}}
+NAMES = {
+    "sfd": "SFD",
+    "sfd_v": "SFD-v, one model",
+    "second": "second stage",
+    "perceived": "second stage, features of the teacher too",
+}
 
 
 class Family:
@@ -112,9 +117,9 @@ class Family:
             how = {**SETTINGS, "calls": TOGETHER, "budget": len(TOGETHER) * self.budget}
             first = self.distil("sfd_v", name, "sfd", seed, **how)
             self.student("sfd_v", first, seed)
-            if kind == "second":
+            if kind in SECOND:
                 folder = str(self.out / f"sfd_v_{TOGETHER}_{seed}".replace(", ", "-"))
-                how = {**SECOND, "calls": 1, "budget": len(TOGETHER) * self.budget}
+                how = {**SECOND[kind], "calls": 1, "budget": len(TOGETHER) * self.budget}
                 self.student(kind, self.distil(kind, folder, "sfd_second", seed, **how), seed)
 
 

@@ -52,7 +52,7 @@ def test_roll_outs_are_nearer_than_ddim_and_no_farther_than_folds_at_three_times
         found = [one[key] for one in rows if one["row"] == row and one["calls"] == calls]
         return float(sum(found) / len(found))
 
-    for calls in (64, 32, 16, 8, 4, 2):
+    for calls in (32, 16, 8, 4, 2):
         ddim, ours, folds = (mean(row, calls) for row in ("ddim", "rollout", "progressive"))
         assert ours < ddim / (2 if calls <= 16 else 1) and ours <= folds * 1.01
         assert mean("rollout", calls, "forwards") < mean("progressive", calls, "forwards") / 2.9

@@ -69,9 +69,9 @@ class SecondSettings(TrajectorySettings):
         "auto",
         description="the noise level of the one call, one of the first stage's; auto is the middle one of its steps (as published), or its first where no analytic step comes before",
     )
-    perceptual: Literal["teacher", "lpips", "none"] = Field(
-        "teacher",
-        description="the distance beside the loss: features of the first stage's own teacher (any images and latents), lpips (as published, for pixels; needs lpips_weights) or none",
+    perceptual: Literal["none", "teacher", "lpips"] = Field(
+        "none",
+        description="a distance beside the loss: none, features of the first stage's own teacher (any images and latents), or lpips (as published, for pixels; needs lpips_weights)",
     )
     perceptual_weight: float = Field(
         1.0, gt=0, description="of the perceptual distance, where the loss is a mean over pixels (published: 1)"
