@@ -220,7 +220,7 @@ def test_the_loss_is_of_means_that_weigh_the_same(first: Path, compared: list[tu
     """O3: sum |y - y*| / B + CHW d = CHW (mean |y - y*| + d), on the one step that there is."""
     for weight in (1.0, 0.25):
         compared.clear()
-        method = second(first, loss="l1", perceptual_weight=weight)
+        method = second(first, loss="l1", perceptual="teacher", perceptual_weight=weight)
         batch = batch_of(method)
         (update,) = method.updates(batch)
         ((output, target),) = compared
@@ -236,7 +236,7 @@ def test_the_loss_is_of_means_that_weigh_the_same(first: Path, compared: list[tu
     [("l1", "sum", PIXELS), ("l2", "sum", PIXELS), ("pseudo_huber", "sum", math.sqrt(PIXELS)), ("l1", "mean", 1)],
 )
 def test_the_perceptual_distance_stands_beside_a_mean(loss: str, reduction: str, scale: float, first: Path) -> None:
-    method = second(first, loss=loss, reduction=reduction, perceptual_weight=0.5)
+    method = second(first, loss=loss, reduction=reduction, perceptual="teacher", perceptual_weight=0.5)
     (update,) = method.updates(batch_of(method))
     expected = update.logs["loss"] + 0.5 * scale * update.logs["perceptual"]
     assert torch.allclose(update.loss, expected, rtol=1e-5)
@@ -252,7 +252,7 @@ def test_none_leaves_the_perceptual_distance_out(first: Path) -> None:
 def test_micro_batches_have_the_gradient_of_the_whole(first: Path) -> None:
     gradients = []
     for shares in ([range(6)], [range(3), range(3, 6)]):
-        method = second(first, loss="l1")
+        method = second(first, loss="l1", perceptual="teacher")
         for rows in shares:
             (update,) = method.updates(batch_of(method, 6, rows))
             (update.loss / len(shares)).backward()
@@ -449,9 +449,13 @@ def test_a_teacher_that_is_no_student_is_refused(tmp_path: Path) -> None:
         ({"level": "middle"}, "level"),
         ({"perceptual": "lpips"}, "perceptual weights missing: LPIPS needs a file of them and none is named"),
         ({"perceptual": "lpips", "lpips_weights": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
-        ({"perceptual": "vgg"}, "perceptual='vgg' does not fit: it should be 'teacher', 'lpips' or 'none'"),
-        ({"perceptual_layers": ["nowhere"]}, "nowhere"),
-        ({"perceptual_level": 1e6}, "features are asked for at sigma = 1e"),
+        (
+            {"perceptual_weight": 2.0},
+            "perceptual_weight is given, but perceptual is none; set perceptual=teacher or lpips",
+        ),
+        ({"perceptual": "vgg"}, "perceptual='vgg' does not fit: it should be 'none', 'teacher' or 'lpips'"),
+        ({"perceptual": "teacher", "perceptual_layers": ["nowhere"]}, "nowhere"),
+        ({"perceptual": "teacher", "perceptual_level": 1e6}, "features are asked for at sigma = 1e"),
         ({"perceptual_weight": 0.0}, "perceptual_weight=0.0 does not fit: it should be greater than 0"),
         (
             {"root": "nowhere"},

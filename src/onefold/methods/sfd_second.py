@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from onefold.denoiser import Denoiser
@@ -53,6 +53,7 @@ PAPER = {
     "ema_share": None,
 }
 STAGES = "stages"
+OF_PERCEPTUAL = ("perceptual_weight", "perceptual_level", "perceptual_layers", "lpips_weights")
 # preset -> (FID, A100 hours of this stage alone), Tables 2 and 3; the rate and the budget for ImageNet are not known to us
 PUBLISHED = {"paper_cifar10": (5.83, 4.88), "paper_imagenet64": (12.89, 6.86)}
 
@@ -93,6 +94,14 @@ class SecondSettings(TrajectorySettings):
                 f"the second stage gives a student of one call, not {calls}; for more of them take method sfd"
             )
         return calls
+
+    @model_validator(mode="after")
+    def something_to_weigh(self) -> Self:
+        fields = type(self).model_fields
+        said = [name for name in OF_PERCEPTUAL if getattr(self, name) != fields[name].default]
+        if said and self.perceptual == "none":
+            raise UserError(f"{said[0]} is given, but perceptual is none; set perceptual=teacher or lpips")
+        return self
 
 
 @dataclass(frozen=True)
