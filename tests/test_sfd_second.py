@@ -294,9 +294,9 @@ def test_its_cost_is_that_of_both_stages(home: Path) -> None:
     assert [(stage["calls"], stage["images"], stage["steps"]) for stage in cost["stages"]] == [(2, 32, 2), (1, 32, 2)]
     assert (cost["images"], cost["steps"]) == (64, 4)
     assert cost["seconds"] == pytest.approx(one["seconds"] + cost["stages"][1]["seconds"], abs=0.11)
-    # with guidance the first stage asks twice; the second one its student of two calls, and the root for features
+    # with guidance the first stage asks twice; the second one its student of two calls
     assert one["calls"] == {"teacher": 32 * 2 * 6, "student": 32 * 2}
-    assert cost["calls"] == {"root": 32 * 2, "teacher": 32 * (12 + 2), "student": 32 * (2 + 1)}
+    assert cost["calls"] == {"teacher": 32 * (12 + 2), "student": 32 * (2 + 1)}
 
 
 def test_it_is_measured_against_the_root_with_its_guidance(home: Path) -> None:
