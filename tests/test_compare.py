@@ -415,7 +415,7 @@ def test_a_count_is_kept_or_refused(source: str) -> None:
 
 
 def test_what_does_not_apply_is_refused(student: Student) -> None:
-    with pytest.raises(UserError, match="has its own solver and grid of 2 calls; leave out calls"):
+    with pytest.raises(UserError, match="makes 2 calls, not 3; distil another one for 3"):
         evaluate(student, calls=3)
     with pytest.raises(UserError, match="are images; leave out solver"):
         evaluate("digits", solver="euler")

@@ -168,7 +168,7 @@ class Distillation:
         """What must be the same when an interrupted run goes on, beside its settings."""
         return {
             "teacher": self.teacher.card.get("sha256"),
-            "grids": {str(calls): grid.to_dict() for calls, grid in self.grids.items()},
+            "grid": {str(calls): grid.to_dict() for calls, grid in self.grids.items()},
             "prompts": self.prompts_fingerprint,
         }
 
@@ -342,7 +342,7 @@ def begun_as(network: nn.Module, settings: DistillSettings) -> nn.Module:
 
 def begun_with(settings: DistillSettings) -> Grid | None:
     """The grid of the run that is to go on, as its newest checkpoint tells; None where nothing has begun."""
-    known = RunFolder(Path(settings.out)).checkpoints.identity().get("grids", {}).get(str(settings.calls))
+    known = RunFolder(Path(settings.out)).checkpoints.identity().get("grid", {}).get(str(settings.calls))
     return None if known is None else Grid.from_dict(known)
 
 
