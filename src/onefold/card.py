@@ -49,6 +49,7 @@ def described(facts: Mapping[str, Any]) -> dict[str, str]:
     cost = facts.get("cost")
     if cost:
         folds = f" in {len(cost['folds'])} folds" if len(cost.get("folds", ())) > 1 else ""
+        folds = " in both stages" if "stages" in cost else folds
         processes = f", {cost['processes']} processes" * (cost["processes"] > 1)
         calls = "".join(f", {count:,} calls of the {name}" for name, count in cost["calls"].items())
         kept = ", beside trajectories of the teacher that a cache had" * bool(facts.get("settings", {}).get("cache"))

@@ -87,7 +87,9 @@ class Student:
         """The student of one of its numbers of calls, an ordinary one of a network of its own."""
         if calls not in self.counts:
             known = " or ".join(map(str, self.counts))
-            raise UserError(f"student {self.name!r} makes {known} calls, not {calls}; distil another one for {calls}")
+            raise UserError(
+                f"student {self.name!r} makes {known} call{'s' * (known != '1')}, not {calls}; distil another one for {calls}"
+            )
         if not self.variants:
             return self
         evidence = self.recipe.get("by_calls", {}).get(str(calls), {})

@@ -32,12 +32,12 @@ Method = Annotated[
 Calls = Annotated[
     str | None,
     typer.Option(
-        help="Network calls of the student (4); 2,3,4,5 is one student for each of these (method sfd).",
+        help="Network calls of the student (4, of the second stage 1); 2,3,4,5 is one student for all of these (method sfd).",
         show_default=False,
     ),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="Published settings; `onefold methods sfd` lists them.", show_default=False)
+    str | None, typer.Option(help="Published settings; `onefold methods METHOD` lists them.", show_default=False)
 ]
 
 NEEDS_TEACHER = "TEACHER (a bundled name or a folder)"
@@ -108,6 +108,7 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
     more, shipped = uses(student, settings)
     cost, evidence = student.recipe["cost"], student.recipe["evidence"]
     folds = f" in {len(cost['folds'])} folds" if len(cost.get("folds", ())) > 1 else ""
+    folds = " in both stages" if "stages" in cost else folds
     numbers = " or ".join(map(str, student.counts))
     say(
         f"A student of {numbers} call{'s' * (numbers != '1')} is in {folder} ({cost['images']:,} images{folds}, {cost['seconds']:.0f} s).\n"

@@ -28,7 +28,8 @@ def export_command(
 ) -> None:
     """Export a student as a folder that plain diffusers loads and samples.
 
-    The export is loaded and compared with the student before it is put in its place. An EDM checkpoint becomes a folder
+    A student of several numbers of calls becomes a folder for each of them, 2-calls and so on. The export is loaded and
+    compared with the student before it is put in its place. An EDM checkpoint becomes a folder
     of safetensors and JSON, which onefold loads; nothing inside of the checkpoint is executed.
     """
     must_be_writable(out.parent)
@@ -41,13 +42,12 @@ def export_command(
     if as_json:
         say_json(exported.as_dict())
         return
-    if exported.by_calls:
-        say(
-            f"{exported.folder} has a diffusers folder for each number of calls: {', '.join(exported.by_calls.values())}."
-        )
     kind = f"{exported.pipeline} with {exported.scheduler}" if exported.scheduler else "its own pipeline.py"
+    folders = ", ".join(exported.by_calls.values())
+    each = f"{folders} are diffusers folders, one for each number of calls"
+    what = each if folders else f"{exported.folder} is a diffusers folder"
     say(
-        f"{exported.folder} is a diffusers folder ({kind}); its images equal the student's to "
+        f"{what} ({kind}); images equal the student's to "
         f"{exported.largest_difference:.0e}.\nHow to load and sample it: {Path(exported.folder) / 'README.md'}"
     )
     if exported.custom:
