@@ -22,7 +22,7 @@ from statistics import mean
 from typing import Any
 
 from pairs import RESULTS, save
-from sfddm import UNSEEN, frechet
+from sfddm import UNSEEN, frechet, spread
 from torch import Tensor
 from vanilla import SFDSettings
 
@@ -285,8 +285,7 @@ def markdown(name: str, calls: int, rates: int) -> Iterator[str]:
 
 
 def cells(group: list[dict[str, Any]], change: str) -> list[str]:
-    values = [run["to_fine"] for run in group]
-    text = f"{mean(values):.4f}" + (f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else "")
+    text = spread([run["to_fine"] for run in group], 4)
     rate = ", ".join(f"{one:.0e}".replace("e-0", "e-") for one in sorted({run["lr"] for run in group}))
     costs = [f"{mean(run[key] for run in group):,.0f}" for key in ("images", "forwards", "seconds")]
     return [text, change, fd_cell(group), rate, *costs, str(len(group))]

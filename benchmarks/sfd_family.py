@@ -11,20 +11,18 @@ holds is skipped, so the table grows over several calls.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
-from pairs import RESULTS, save
+from pairs import save
+from sfddm import SHOWN, UNSEEN, frechet, known, spread
 from torch import Tensor
 
 import onefold
 from onefold.bench.ways import BEST, FINE, way
-from onefold.data import to_uint8
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.gits import FINE as TUNED_FROM
@@ -34,8 +32,6 @@ from onefold.pictures import labelled_rows, save_png
 from onefold.solvers import SOLVERS, get_solver
 from onefold.student import Student, load_student
 
-UNSEEN = 1_000_000  # the first image of the comparison
-SHOWN = 10  # images of a row in the picture
 TOGETHER = [2, 3, 4, 5]
 # As the searches found them: tuned levels, a teacher wider than its student, and a faster rate for few calls.
 SETTINGS: dict[str, Any] = {"grid": "gits", "batch_size": 64, "pieces": 4}
@@ -62,7 +58,8 @@ class Family:
         return any(names.items() <= row.items() for row in known(self.name))
 
     def add(self, drawn: Tensor, **facts: Any) -> None:
-        row = {**facts, "distance": root_mean_square(drawn, self.fine), "fd": frechet(self.teacher, drawn)}
+        ((key, score),) = frechet(self.teacher, drawn)["scores"].items()
+        row = {**facts, "distance": root_mean_square(drawn, self.fine), "fd": {"key": key, **score}}
         rows = [*known(self.name), row]
         save(self.name, {"what": __doc__.splitlines()[0], "count": self.count, "rows": rows}, show=False)
         print({key: value for key, value in row.items() if key not in ("fd", "cost")}, row["fd"]["value"], flush=True)
@@ -128,22 +125,6 @@ def settings_of(student: Student) -> dict[str, Any]:
     return {key: value for key, value in student.recipe["settings"].items() if key not in left_out}
 
 
-def known(name: str) -> list[dict[str, Any]]:
-    path = RESULTS / f"{name}.json"
-    found: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
-    return found
-
-
-def frechet(teacher: Denoiser, images: Tensor) -> dict[str, Any]:
-    assert teacher.home is not None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "images.npz"
-        np.savez(path, images=to_uint8(images).permute(0, 2, 3, 1).numpy())
-        found = onefold.evaluate(path, reference=teacher.home / "reference.npz", metrics=["fd"], device="cpu")
-    ((key, score),) = found["scores"].items()
-    return {"key": key, **score}
-
-
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
@@ -166,10 +147,6 @@ def markdown(name: str) -> Iterator[str]:
 
 
 def cells(group: list[dict[str, Any]]) -> list[str]:
-    def spread(values: list[float], digits: int) -> str:
-        text = f"{mean(values):.{digits}f}"
-        return text + (f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else "")
-
     scores = [row["fd"] for row in group]
     fd = f"{spread([score['value'] for score in scores], 2)} ± {mean(score['spread'] for score in scores):.2f}"
     costs = [row["cost"] for row in group if "cost" in row]

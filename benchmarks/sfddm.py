@@ -228,11 +228,13 @@ def markdown(name: str) -> Iterator[str]:
                 yield f"| {calls} | {label} | " + " | ".join(cells(group)) + " |"
 
 
-def cells(group: list[dict[str, Any]]) -> list[str]:
-    def spread(values: list[float], digits: int) -> str:
-        text = f"{mean(values):.{digits}f}"
-        return text + (f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else "")
+def spread(values: list[float], digits: int) -> str:
+    """Of all seeds: the mean and the range."""
+    text = f"{mean(values):.{digits}f}"
+    return text + (f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else "")
 
+
+def cells(group: list[dict[str, Any]]) -> list[str]:
     costs = [mean(row[key] for row in group) if key in group[0] else None for key in ("forwards", "seconds")]
     scores = [next(iter(row["fd"]["scores"].values())) for row in group]
     told = ["-" if cost is None else f"{cost:,.0f}" for cost in costs]

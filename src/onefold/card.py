@@ -48,13 +48,11 @@ def described(facts: Mapping[str, Any]) -> dict[str, str]:
     rows = {"noise levels": levels(facts)}
     cost = facts.get("cost")
     if cost:
-        folds = f" in {len(cost['folds'])} folds" if len(cost.get("folds", ())) > 1 else ""
-        folds = " in both stages" if "stages" in cost else folds
         processes = f", {cost['processes']} processes" * (cost["processes"] > 1)
         calls = "".join(f", {count:,} calls of the {name}" for name, count in cost["calls"].items())
         kept = ", beside trajectories of the teacher that a cache had" * bool(facts.get("settings", {}).get("cache"))
         rows["cost"] = (
-            f"{cost['images']:,} images{folds}{calls}, {duration(cost['seconds'])} on {cost['device']}{processes}{kept}"
+            f"{cost['images']:,} images{in_runs(cost)}{calls}, {duration(cost['seconds'])} on {cost['device']}{processes}{kept}"
         )
     for calls, evidence in (facts.get("by_calls") or {"": facts.get("evidence")}).items():
         if evidence:
@@ -72,6 +70,13 @@ def described(facts: Mapping[str, Any]) -> dict[str, str]:
     if facts.get("versions"):
         rows["versions"] = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return rows
+
+
+def in_runs(cost: Mapping[str, Any]) -> str:
+    """In how many runs it was spent, where there were several."""
+    if "stages" in cost:
+        return " in both stages"
+    return f" in {len(cost['folds'])} folds" if len(cost.get("folds", ())) > 1 else ""
 
 
 def compared(evidence: Mapping[str, Any]) -> str:

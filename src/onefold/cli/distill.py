@@ -88,7 +88,7 @@ def read_calls(text: str | None) -> int | list[int] | None:
 
 
 def run(values: dict[str, Any], *, as_json: bool) -> None:
-    from onefold.card import PICTURE
+    from onefold.card import PICTURE, in_runs
     from onefold.distilling import choose, distill
     from onefold.progress import terminal_progress
 
@@ -107,11 +107,9 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
         return
     more, shipped = uses(student, settings)
     cost, evidence = student.recipe["cost"], student.recipe["evidence"]
-    folds = f" in {len(cost['folds'])} folds" if len(cost.get("folds", ())) > 1 else ""
-    folds = " in both stages" if "stages" in cost else folds
     numbers = " or ".join(map(str, student.counts))
     say(
-        f"A student of {numbers} call{'s' * (numbers != '1')} is in {folder} ({cost['images']:,} images{folds}, {cost['seconds']:.0f} s).\n"
+        f"A student of {numbers} call{'s' * (numbers != '1')} is in {folder} ({cost['images']:,} images{in_runs(cost)}, {cost['seconds']:.0f} s).\n"
         + "".join(
             compared(student.at(calls).recipe["evidence"], f"{calls} calls. " if student.variants else "")
             for calls in student.counts

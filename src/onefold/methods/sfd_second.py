@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
@@ -197,7 +196,6 @@ class SecondStage(Trajectory):
 
     # -- what it is looked at beside -------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def first_stage_images(self) -> Tensor:
         if self.first_images is None:
             self.first_images = self.sampled(self.teacher, **self.first.way)

@@ -128,15 +128,20 @@ def layers_of(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
 def chosen_layers(network: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:
     """The layers whose names end so. The usual names need not all occur; those that a user chose must."""
     layers = layers_of(network)
-    found = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in targets}
-    absent = [target for target, names in found.items() if not names]
-    if len(absent) == len(found) or (absent and tuple(targets) != ATTENTION):
+    named, absent = named_so(layers, targets)
+    if not named or (absent and tuple(targets) != ATTENTION):
         raise UserError(
             f"the network has no linear or convolution layer called {' or '.join(absent) or 'nothing'} for LoRA to adapt; "
             f"set lora_targets to some of: {kinds(layers) or 'none, it has no such layers; set lora=0'}"
         )
-    wanted = {name for names in found.values() for name in names}
-    return tuple(name for name in layers if name in wanted)
+    return named
+
+
+def named_so(layers: Iterable[str], ends: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """(the names that end in one of these, the ends that none has)."""
+    names = list(layers)
+    named = tuple(name for name in names if any(f".{name}".endswith(f".{end}") for end in ends))
+    return named, [end for end in ends if not any(f".{name}".endswith(f".{end}") for name in names)]
 
 
 def kinds(layers: Iterable[str] | Mapping[str, nn.Module]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from onefold import seeds
 from onefold.errors import UserError
 from onefold.networks.edm_layers import Waves
-from onefold.networks.lora import kinds
+from onefold.networks.lora import kinds, named_so
 
 # As diffusers' U-Nets call them, as EDM's do, and as its transformers do: in blocks, and before the last layer.
 TIME_READERS = ("time_emb_proj", "affine", "norm1.linear", "proj_out_1")
@@ -156,15 +156,13 @@ def time_readers(network: nn.Module, ends: Sequence[str]) -> dict[str, nn.Linear
     """The linear layers with a bias whose names end so. The usual names need not all occur; those that a user chose must."""
     linear = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
     able = {name: layer for name, layer in linear.items() if getattr(layer, "bias", None) is not None}
-    found = {end: [name for name in able if f".{name}".endswith(f".{end}")] for end in ends}
-    absent = [end for end, names in found.items() if not names]
-    if len(absent) == len(found) or (absent and tuple(ends) != TIME_READERS):
+    named, absent = named_so(able, ends)
+    if not named or (absent and tuple(ends) != TIME_READERS):
         raise UserError(
             f"the network has no linear layer with a bias called {' or '.join(absent) or 'nothing'} that could hear the number of "
             f"calls; set step_layers: name linear layers by the ends of their names, of: {kinds(able) or 'none, it has no such layers'}"
         )
-    wanted = {name for names in found.values() for name in names}
-    return {name: layer for name, layer in able.items() if name in wanted}
+    return {name: able[name] for name in named}
 
 
 def key(name: str) -> str:
