@@ -35,6 +35,8 @@ FLOORS = {
     "solvers",
     "targets",
     "losses",
+    "adversarial",
+    "imports",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,12 @@ class Duel:
         self.frozen: dict[str, nn.Module] = {}
         self.rate = rate
         self.seen: list[tuple[int, int]] = []
+
+    def make_ready(self, folder: Path | None, progress: Progress) -> None:
+        pass
+
+    def concerns(self) -> Sequence[str]:
+        return ()
 
     def prepare(self, draw: Draw) -> dict[str, Tensor]:
         return {"x": draw.noise((4,)).double()}

@@ -10,21 +10,19 @@ their scale, and the squares of their differences are summed over channels and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from onefold.conditions import Conditions
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError, check_choice, first_line, whole_number
 from onefold.files import place_of
-from onefold.networks.edm import EDMNetwork
-from onefold.networks.features import layer_of
+from onefold.networks.features import DenoiserFeatures, channel_axis
 from onefold.process import as_sigma
 from onefold.weights import Damaged, must_be_finite, read_tensors, shapes
 
@@ -85,91 +83,23 @@ class TeacherFeatures:
     """
 
     def __init__(self, denoiser: Denoiser, sigma: float, layers: Sequence[str] | None = None) -> None:
-        network = denoiser.module
-        self.denoiser, self.sigma = denoiser, known_level(denoiser, sigma)
-        self.layers = tuple(usual_layers(network) if layers is None else layers)
-        if not self.layers:
-            raise UserError("layers is an empty list, and features need a layer; name one, or leave layers out")
-        for name in self.layers:
-            layer_of(network, name)
+        self.sigma = as_sigma(known_level(denoiser, sigma))
+        self.seen = DenoiserFeatures(denoiser, layers)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.seen.layers
 
     def __call__(self, output: Tensor, target: Tensor, cond: Conditions | None = None) -> Tensor:
         with torch.no_grad():
             wanted = self.features(target, cond)
         found = self.features(output, cond)
-        each = [apart(found[name], wanted[name], channel_axis(wanted[name])) for name in self.layers]
+        each = [apart(a, b, channel_axis(a)) for a, b in zip(found, wanted, strict=True)]
         return torch.stack(each).mean()
 
-    def features(self, x: Tensor, cond: Conditions | None = None) -> dict[str, Tensor]:
+    def features(self, x: Tensor, cond: Conditions | None = None) -> list[Tensor]:
         """Unit vectors over the channels of each layer."""
-        network = self.denoiser.module
-        with unchanged(network), watched(network, self.layers) as seen:
-            self.denoiser.calls += 1
-            with suppress(AllSeen):
-                self.denoiser.evaluate(x.float(), as_sigma(self.sigma), dict(cond or {}))
-        if missing := [name for name in self.layers if name not in seen]:
-            raise UserError(
-                f"the layer {missing[0]!r} was not asked, so it has no features; name one that every call reaches"
-            )
-        return seen
-
-
-class AllSeen(Exception):
-    """Every layer was reached; what comes after it in the network is not needed."""
-
-
-@contextmanager
-def watched(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What the layers give when they are first asked, as unit vectors, filled in while the network runs."""
-    seen: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(_: nn.Module, given: Any, output: Any) -> None:  # noqa: ARG001
-            if name not in seen:
-                features = only_tensor(output, name)
-                seen[name] = unit(features, channel_axis(features))
-            if len(seen) == len(set(layers)):
-                raise AllSeen
-
-        return look
-
-    with ExitStack() as hooks:
-        for name in layers:
-            hooks.callback(layer_of(network, name).register_forward_hook(watch(name)).remove)
-        yield seen
-
-
-@contextmanager
-def unchanged(network: nn.Module) -> Iterator[None]:
-    """Without dropout, and with weights that take no gradient."""
-    training = [module for module in network.modules() if module.training]
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    try:
-        for module in training:
-            module.training = False
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for parameter in learning:
-            parameter.requires_grad_(True)
-
-
-def only_tensor(output: Any, name: str) -> Tensor:
-    """The block of a U-Net gives (hidden state, (skips, ...))."""
-    found = [part for part in output if isinstance(part, Tensor)] if isinstance(output, (tuple, list)) else [output]
-    if len(found) != 1 or not isinstance(found[0], Tensor) or found[0].ndim < 2:
-        raise UserError(
-            f"the layer {name!r} does not give one tensor with channels, which features are; name another layer"
-        )
-    return found[0]
-
-
-def channel_axis(features: Tensor) -> int:
-    """Tokens are (N, positions, channels), all else has its channels behind the batch."""
-    return 2 if features.ndim == 3 else 1
+        return [unit(features, channel_axis(features)) for features in self.seen(x.float(), self.sigma, cond)]
 
 
 def known_level(denoiser: Denoiser, sigma: float) -> float:
@@ -182,27 +112,6 @@ def known_level(denoiser: Denoiser, sigma: float) -> float:
         )
     level = min(max(float(sigma), low), high)
     return level if denoiser.continuous_time else float(process.sigma(process.time(as_sigma(level)).round()))
-
-
-def usual_layers(network: nn.Module) -> list[str]:
-    """One at each resolution of an encoder and its middle, or three depths of a transformer."""
-    if isinstance(network, EDMNetwork):
-        last = f"block{network.architecture.num_blocks - 1}"
-        return [f"enc.{network.name(level, last)}" for level in network.levels]
-    parts = dict(network.named_children())
-    if "down_blocks" in parts:
-        return [*names_in("down_blocks", parts), *(["mid_block"] if "mid_block" in parts else [])]
-    blocks = names_in("transformer_blocks", parts) or names_in("blocks", parts)
-    if not blocks:
-        raise UserError(
-            f"a {type(network).__name__} is no U-Net or transformer whose layers are known; name some for its features, as named_modules() does: layers=[...]"
-        )
-    depths = {-(-len(blocks) * thirds // 3) - 1 for thirds in (1, 2, 3)}
-    return [blocks[depth] for depth in sorted(depths)]
-
-
-def names_in(part: str, parts: Mapping[str, nn.Module]) -> list[str]:
-    return [f"{part}.{name}" for name, _ in parts[part].named_children()] if part in parts else []
 
 
 # -- LPIPS -------------------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ class Evidence(Piece):
     student: float
     best_solver: str
     solvers: dict[str, float]
+    teacher: dict[str, Any] | None = None  # the same of the teacher at its best, where that is not the measure itself
 
 
 class Guided(Piece):

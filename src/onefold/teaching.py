@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -117,6 +117,12 @@ class Teaching:
         cond = {"labels": batch["labels"]} if "labels" in batch else {}
         output = self.denoiser.replace(network=network).run(batch["z"], batch["time"], cond)
         return (output.float() - batch["target"]).square().mean()
+
+    def make_ready(self, folder: Path | None, progress: Progress) -> None:
+        """The data is there."""
+
+    def concerns(self) -> Sequence[str]:
+        return ()
 
     def updates(self, batch: Batch) -> Iterator[Update]:
         yield Update(self.loss(self.networks["unet"], batch.tensors))

@@ -17,6 +17,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "sfd": ("onefold.methods.sfd", "SFD", "SFDSettings"),
     "sfd_second": ("onefold.methods.sfd_second", "SecondStage", "SecondSettings"),
     "sfddm": ("onefold.methods.sfddm", "SFDDM", "SFDDMSettings"),
+    "gdd": ("onefold.methods.gdd", "GDD", "GDDSettings"),
     "progressive": ("onefold.methods.progressive", "Progressive", "ProgressiveSettings"),
 }
 

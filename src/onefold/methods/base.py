@@ -26,6 +26,7 @@ from onefold.losses import root_mean_square
 from onefold.networks.lora import ATTENTION, Lora
 from onefold.pictures import COLUMNS, labelled_rows
 from onefold.process import Tabled
+from onefold.progress import Progress
 from onefold.sampling import grid_for, sample
 from onefold.settings import command_line
 from onefold.solvers import AFS
@@ -172,6 +173,13 @@ class Distillation:
             "prompts": self.prompts_fingerprint,
         }
 
+    def make_ready(self, folder: Path | None, progress: Progress) -> None:
+        """What has to be there before the first batch; folder is the run's, and None for a rehearsal, which keeps nothing."""
+
+    def concerns(self) -> Sequence[str]:
+        """What a user should hear after a validation."""
+        return ()
+
     def prepare(self, draw: Draw) -> dict[str, Tensor]:
         """Fresh noise z, and a class or prompt for each row: all that a method without data needs."""
         labels = draw.labels(self.told.choices) if self.told.choices else None
@@ -235,10 +243,12 @@ class Distillation:
             return dict(FINE)
         return {**FINE, "calls": min(FINE["calls"], len(process.sigmas))}
 
-    def sampled(self, model: Denoiser | None = None, **how: Any) -> Tensor:
+    def sampled(self, model: Denoiser | None = None, count: int | None = None, **how: Any) -> Tensor:
         """Of a model, if not told that which the student is measured against, from the noise that is watched."""
         seed, at_once = self.settings.seed, self.at_once
-        images: Tensor = sample(model or self.standard, self.settings.watched, seed=seed, batch_size=at_once, **how)
+        images: Tensor = sample(
+            model or self.standard, count or self.settings.watched, seed=seed, batch_size=at_once, **how
+        )
         return images
 
     @property

@@ -8,7 +8,7 @@ carries to the next update after the yield. The engine does everything else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from onefold import seeds
+from onefold.progress import Progress
 
 TOLD = "told."  # begins the names of what networks are told beside the state
 HOST = "host."  # begins the names of what stays on the CPU, such as the numbers of noise levels
@@ -103,6 +104,10 @@ class Method(Protocol):
     def turns(self) -> int:
         """Batches after which what they cost repeats: 1 where all cost the same."""
 
+    def make_ready(self, folder: Path | None, progress: Progress) -> None:
+        """What has to be there before the first `prepare`: into the run folder, or for a rehearsal (None) with as little work
+        as will do. The main process comes first, so that others find what it kept."""
+
     def prepare(self, draw: Draw) -> dict[str, Tensor]:
         """CPU tensors for these rows; runs ahead in a thread, so it must depend on nothing but `draw`."""
 
@@ -112,6 +117,9 @@ class Method(Protocol):
 
     def validate(self, networks: Networks) -> dict[str, float]:
         """Numbers on fixed noise with the averaged networks; the first one decides which weights are best (lower)."""
+
+    def concerns(self) -> Sequence[str]:
+        """What a user should hear about what `validate` has just seen."""
 
     def picture(self, networks: Networks) -> Image:
         """Samples from fixed noise, for the run folder; `validate` has just been called."""

@@ -78,6 +78,8 @@ class Engine:
         """Train until the budget is used up; returns the cost. A stop by signal leaves a checkpoint."""
         self.open()
         try:
+            with self.accelerator.main_process_first():
+                self.method.make_ready(self.folder.path, self.report)
             self.resume()
             self.prepare_networks()
             with self.pace.catching_signals(), self.own_randomness():
@@ -137,6 +139,7 @@ class Engine:
 
     def rehearse(self) -> Outlook:
         """A few steps that are kept nowhere: what the run would cost."""
+        self.method.make_ready(None, silent)
         self.prepare_networks()
         watch = self.watch()
         with self.own_randomness():
@@ -340,6 +343,8 @@ class Engine:
         self.folder.journal.write({"step": self.step, "images": self.images, "validation": numbers})
         if self.settings.trackers:
             self.accelerator.log(numbers, step=self.step)
+        for concern in self.method.concerns():
+            self.tell(concern)
         self.draw_picture()
         value = next(iter(numbers.values()), None)
         if value is not None and value < self.best and self.step:
