@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from onefold.conditions import Conditions
 from onefold.methods.base import Distillation
 from onefold.pictures import picture_grid
+from onefold.progress import Progress
 from onefold.training.contract import Batch, Draw, Networks, Update
 from onefold.training.loop import Engine
 from onefold.training.settings import RunSettings

@@ -30,6 +30,7 @@ from onefold.errors import UserError
 from onefold.methods.base import DistillSettings
 from onefold.networks.discriminator import Discriminator, Features, plain, shapes_of
 from onefold.networks.features import DenoiserFeatures, unchanged
+from onefold.networks.image_features import image_features
 from onefold.networks.variants import fresh
 from onefold.process import Process, as_sigma
 from onefold.training.contract import HOST, Batch, Draw
@@ -219,8 +220,6 @@ def features_of(teacher: Denoiser, settings: AdversarySettings) -> Features:
         raise UserError(
             f"discriminator={chosen} looks at pixels, and {teacher.name!r} gives latents; take discriminator=teacher"
         )
-    from onefold.networks.image_features import image_features
-
     return image_features(
         chosen,
         shape=teacher.shape,
@@ -254,11 +253,11 @@ def of_fake(batch: Batch, turn: int) -> Tensor | None:
 
 def lognormal(u: Tensor, low: float, high: float) -> Tensor:
     """EDM's levels of training: ln sigma ~ N(-1.2, 1.2^2), cut to the range."""
-    return (1.2 * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)) - 1.2).exp().clamp(low, high)
+    logs: Tensor = 1.2 * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)) - 1.2
+    return logs.exp().clamp(low, high)
 
 
 def karras(u: Tensor, low: float, high: float) -> Tensor:
     """Even on EDM's grid of rho = 7."""
     levels: Tensor = (high ** (1 / RHO) + u * (low ** (1 / RHO) - high ** (1 / RHO))) ** RHO
     return levels
-

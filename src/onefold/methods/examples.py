@@ -14,7 +14,9 @@ from onefold.training.contract import Draw
 class Examples:
     """An endless shuffled stream of images, with the number that stands for what each shows."""
 
-    def __init__(self, teacher: Denoiser, source: str | ImageData, *, batch_size: int, seed: int, flip: bool = False) -> None:
+    def __init__(
+        self, teacher: Denoiser, source: str | ImageData, *, batch_size: int, seed: int, flip: bool = False
+    ) -> None:
         self.teacher = teacher
         data = source if isinstance(source, ImageData) else fitting(teacher, source)
         self.stream = Stream(data, batch_size=batch_size, seed=seed, flip=flip)

@@ -17,6 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -36,15 +37,14 @@ from onefold.methods.base import Distillation
 from onefold.methods.examples import Examples, fitting
 from onefold.methods.gauge import Gauge, make_gauge
 from onefold.networks.freeze import freeze, rule_named
-from onefold.progress import Progress, silent
+from onefold.progress import Progress
 from onefold.solvers import euler_step
 from onefold.student import Student
 from onefold.training.contract import Batch, Draw, Networks, Update, told
 
 DRAWN, SPENT = "teacher_images.npz", "teacher_images.json"  # in the run folder of a student without data
-AT_BEST = {"solver": "ipndm3", "calls": 20}  # how those images are drawn
-PIXELS = 28 * 28  # hint of a size at which drawing is quick
-OLD, POOR = 0.5, 0.3  # of its best diversity, and of the data's: what is called a collapse
+DRAW_SOLVER, DRAW_CALLS = "ipndm3", 20  # how those images are drawn
+COLLAPSED = 0.5  # of the diversity that it once had
 
 PAPER: dict[str, Any] = {
     "freeze": "gdd_i",
@@ -70,7 +70,13 @@ PRESETS = {
     "paper_cifar10": published([VGG, LITE], "5M", 256, 1e-4, 1e-4),
     "paper_64": published([DEIT, LITE], "10M", 256, 2e-5, 4e-5),
     "paper_imagenet64": published([DEIT, LITE], "10M", 512, 8e-6, 4e-5),
-    "offline": {"lr": 1e-4, "lr_discriminator": 1e-4, "penalty": "approximate", "penalty_weight": 10.0, "penalty_shift": 0.02}
+    "offline": {
+        "lr": 1e-4,
+        "lr_discriminator": 1e-4,
+        "penalty": "approximate",
+        "penalty_weight": 10.0,
+        "penalty_shift": 0.02,
+    }
     | {"discriminator": "teacher", "noise": "lognormal", "adversarial": "non_saturating", "schedule": "constant"},
 }
 # preset -> FID with one call
@@ -165,8 +171,11 @@ class GDD(Distillation):
         if settings.data is not None:
             self.take(fitting(self.told, settings.data))
         else:
-            calls = settings.drawn * AT_BEST["calls"] * (1 + (settings.guidance != 1))
-            self.notes = (*self.notes, f"without data: {settings.drawn:,} images are drawn from the teacher first, {calls:,} calls")
+            calls = settings.drawn * calls_of(self.target)
+            self.notes = (
+                *self.notes,
+                f"without data: {settings.drawn:,} images are drawn from the teacher first, {calls:,} calls",
+            )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -224,7 +233,7 @@ class GDD(Distillation):
         turn, sigmas, cond = batch.step % self.settings.calls, self.grid.sigmas.tolist(), batch.conditions
         x = self.grid.start_state(self.teacher.process, z)
         with torch.no_grad():
-            for sigma, to in zip(sigmas[:turn], sigmas[1:], strict=False):
+            for sigma, to in pairwise(sigmas[: turn + 1]):
                 x = euler_step(x, self.student.denoise(x, sigma, cond), sigma, to)
         return self.student.denoise(x, sigmas[turn], cond)
 
@@ -247,15 +256,14 @@ class GDD(Distillation):
         """First the distance to the data, which decides what is best."""
         gauge, student = self.measure(), self.sampler({"student": networks["student"].eval()})
         images = student.sample(self.settings.judged, seed=self.settings.seed, batch_size=self.at_once)
-        score, diversity = gauge(images), gauge.diversity(images)
-        self.score = score
+        diversity = gauge.diversity(images)
         self.watch_over(diversity)
-        return {gauge.key: score, "diversity": diversity, **super().validate(networks)}
+        return {gauge.key: gauge(images), "diversity": diversity, **super().validate(networks)}
 
     def watch_over(self, diversity: float) -> None:
         """A generator whose images become one another, or never part, is told in time."""
         self.said = []
-        if diversity < OLD * self.most_diverse:
+        if diversity < COLLAPSED * self.most_diverse:
             self.said.append(
                 f"warning: images are {diversity:.2f} times as far apart as the data's, and were {self.most_diverse:.2f} before: the generator collapses; "
                 "lower lr, raise penalty_weight, or go on from best/"
@@ -271,13 +279,14 @@ class GDD(Distillation):
         how: dict[str, Any] = {"seed": self.settings.seed, "batch_size": self.at_once}
         student = self.sampler({"student": networks["student"].eval()})
         scores = {name: gauge(self.sampled(count=count, **way)) for name, way in self.controls(calls).items()}
+        best = self.sampled(count=count, solver=DRAW_SOLVER, calls=DRAW_CALLS)
         return {
             "measure": gauge.about,
             "images": count,
             "student": gauge(student.sample(count, **how)),
             "best_solver": min(scores, key=lambda name: scores[name]),
             "solvers": scores,
-            "teacher": {**AT_BEST, "value": gauge(self.sampled(count=count, **AT_BEST))},
+            "teacher": {"solver": DRAW_SOLVER, "calls": calls_of(self.standard), "value": gauge(best)},
         }
 
     def as_student(self, networks: Networks, cost: Mapping[str, Any] | None = None) -> Student:
@@ -298,12 +307,22 @@ def drawn_from(teacher: Denoiser, count: int, seed: int, folder: Path | None, pr
     """A teacher's images from noise of their own, kept in the run folder with what they cost."""
     apart = seeds.mix(seed, seeds.NOISE) >> 1
     cache, spent = (None, None) if folder is None else (folder / DRAWN, folder / SPENT)
-    begin, calls = time.monotonic(), teacher.calls
-    data = teacher_data(teacher, count, **AT_BEST, seed=apart, cache=cache, progress=progress)
+    begin = time.monotonic()
+    data = teacher_data(
+        teacher, count, solver=DRAW_SOLVER, calls=DRAW_CALLS, seed=apart, cache=cache, progress=progress
+    )
     if spent is not None and not spent.exists():
-        facts = {"calls": count * AT_BEST["calls"] * (1 + (teacher.guidance != 1)), "seconds": round(time.monotonic() - begin, 1)}
+        facts = {
+            "calls": count * calls_of(teacher),
+            "seconds": round(time.monotonic() - begin, 1),
+        }
         spent.write_text(json.dumps(facts) + "\n")
     return data
+
+
+def calls_of(teacher: Denoiser) -> int:
+    """Of one image that is drawn so."""
+    return DRAW_CALLS * (1 + (teacher.guidance != 1))
 
 
 def name_of(rule: Callable[[nn.Module], Iterable[str]]) -> str:

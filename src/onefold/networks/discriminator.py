@@ -62,7 +62,8 @@ class Head(nn.Module):
         self.tokens = len(shape) == 2  # (positions, C)
         if len(shape) == 3:
             layers, kernel = halving(tuple(shape), width)
-            self.body, self.last = nn.Sequential(*layers), nn.Conv2d(width, width, kernel)
+            self.body = nn.Sequential(*layers)
+            self.last: nn.Module = nn.Conv2d(width, width, kernel)
         elif len(shape) in (1, 2):
             channels = shape[-1]
             self.body = nn.Sequential(nn.Linear(channels, width), nn.LayerNorm(width), nn.SiLU())
