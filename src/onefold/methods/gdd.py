@@ -203,9 +203,13 @@ class GDD(Distillation):
                 "the data has no classes of the teacher's, so the student sees images without a class alone",
             )
 
-    def prepare(self, draw: Draw) -> dict[str, Tensor]:
+    def data_rows(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
+        """Real images, and the numbers of what they show."""
         assert self.examples is not None
-        images, numbers = self.examples.batch(draw)
+        return self.examples.batch(draw)
+
+    def prepare(self, draw: Draw) -> dict[str, Tensor]:
+        images, numbers = self.data_rows(draw)
         z = torch.stack([draw.noise(self.teacher.shape), draw.noise(self.teacher.shape, 1)], 1)
         return {"images": images, "z": z, **self.adversary.prepare(draw), **told(self.told.conditions(numbers))}
 
@@ -225,8 +229,8 @@ class GDD(Distillation):
             yield Update(penalty, "discriminator", {"penalty": penalty.detach()}, ema=False)
 
     def real(self, batch: Batch) -> Tensor:
-        assert self.examples is not None
-        return self.examples.clean(batch["images"])
+        """As the network's own clean states."""
+        return batch["images"] if self.examples is None else self.examples.clean(batch["images"])
 
     def generate(self, z: Tensor, batch: Batch) -> Tensor:
         """The denoised image of one of its calls, each in turn; the state before it comes from the calls before."""

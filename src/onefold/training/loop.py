@@ -69,7 +69,7 @@ class Engine:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.window, self.facts, self.calls = Window(), dict[str, Any](), dict[str, float]()
         self.step, self.best, self.looked, self.saved, self.followed = 0, float("inf"), -1, -1, -1
-        self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.broken = {name: torch.zeros((), dtype=torch.bool, device=self.device) for name in method.optimizers}
         self.pace = Pace(self.world, self.device)
 
     # -- one run ---------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ class Engine:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip, norm)
         if not self.scaler.is_enabled():  # the scaler skips such a step by itself
-            self.broken |= ~torch.isfinite(norm)
+            self.broken[name] |= ~torch.isfinite(norm)
         self.scaler.step(optimizer)
         self.scaler.update()
         self.window.add({"grad_norm" if name == "main" else f"grad_norm_{name}": norm})
@@ -299,9 +299,11 @@ class Engine:
     def check_finite(self) -> None:
         """A non-finite gradient reaches every process through the all-reduce, so all of them stop here together."""
         # The scaler of fp16 skips a bad step and halves; below 1 every step was bad.
-        if bool(self.broken) or (self.scaler.is_enabled() and self.scaler.get_scale() < 1):
+        broken = [name for name, flag in self.broken.items() if bool(flag)]
+        if broken or (self.scaler.is_enabled() and self.scaler.get_scale() < 1):
+            turn = f" in the turn of {broken[0]!r}" if broken and len(self.broken) > 1 else ""
             raise UserError(
-                f"the loss or a gradient became infinite or NaN by step {self.step}; the last good checkpoint is kept: "
+                f"the loss or a gradient became infinite or NaN by step {self.step}{turn}; the last good checkpoint is kept: "
                 "lower the learning rate, check the data, or use precision=fp32"
             )
 
