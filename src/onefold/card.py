@@ -11,6 +11,7 @@ PICTURE = "samples.png"
 
 NAMES = {
     "progressive": "progressive distillation",
+    "gdd": "GDD",
     "sfd_second": "SFD and its second stage",
 }  # of methods that are not called by their letters
 
@@ -59,6 +60,8 @@ def described(facts: Mapping[str, Any]) -> dict[str, str]:
             rows["evidence" + f", {calls} calls" * bool(calls)] = compared(evidence)
     if facts.get("first_stage", {}).get("distance"):
         rows["first stage"] = f"{facts['first_stage']['distance']:.4f} by the same measure, before it became one call"
+    if facts.get("frozen"):
+        rows["frozen"] = facts["frozen"].removeprefix("frozen: ")
     if facts.get("published"):
         rows["published"] = facts["published"]
     if facts.get("settings", {}).get("guidance", 1.0) != 1.0:
@@ -84,7 +87,14 @@ def compared(evidence: Mapping[str, Any]) -> str:
     return (
         f"{evidence['measure']}, {evidence['images']} images: student {evidence['student']:.4f}, "
         f"the teacher at as many calls {evidence['solvers'][best]:.4f} ({best}, the best solver)"
+        + at_its_best(evidence)
     )
+
+
+def at_its_best(evidence: Mapping[str, Any]) -> str:
+    """Where the measure is not the distance to that very teacher."""
+    best = evidence.get("teacher")
+    return f", in {best['calls']} calls {best['value']:.4f}" if best else ""
 
 
 def levels(facts: Mapping[str, Any]) -> str:

@@ -124,6 +124,8 @@ def compare(
         device=str(first.device),
         batch_size=batch_size,
         progress=progress,
+        students=[model for model in loaded if isinstance(model, Student)],
+        tell=say,
     )
     keys = [metric.key(name) for metric, name in judge.asked]
     if beside:

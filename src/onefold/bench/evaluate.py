@@ -85,6 +85,7 @@ def evaluate(
     hears = (model.denoiser if isinstance(model, Student) else model).prompts is not None
     ask = partial(ask, prompts=None) if hears and extractor != "clip" else ask  # for the model, not for CLIP
     if isinstance(model, Student):
+        ask = partial(ask, students=[model], tell=say)
         refuse({**asked, "teacher": None, "calls": None}, f"student {model.name} has its own solver and grid")
         chosen = student_way(model.at(model.calls if calls is None else calls))
     else:

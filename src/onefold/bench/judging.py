@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from onefold.bench.gathering import Gathered
+from onefold.bench.leakage import UNRELATED, warnings
 from onefold.errors import UserError
 from onefold.metrics.extractors import Extractor, find_extractor
 from onefold.metrics.references import NAME, load_reference, maker_of, shape_text
 from onefold.metrics.scores import METRICS, USUAL, Evidence, Metric, Need, Score, asked_metrics, title_of
 from onefold.metrics.statistics import Statistics
-from onefold.progress import Progress
+from onefold.progress import Progress, Tell
+from onefold.student import Student
 
 TAKES_WEIGHTS = ("inception", "clip", "dinov2")
 REMEDY: dict[Need, str] = {
@@ -115,14 +117,21 @@ def make_judge(
     device: str = "cpu",
     batch_size: int = 64,
     progress: Progress | None = None,
+    students: Sequence[Student] = (),
+    tell: Tell | None = None,
 ) -> Judge:
     """`home` is the model's folder, which may hold a reference of its own; without `metrics` all usual ones that can be
-    measured with what there is."""
+    measured with what there is. Where a discriminator of the `students` knows an extractor, an unrelated distance is added."""
     sources = list(references) or ([home / NAME] if home and (home / NAME).is_file() else [])
     asked = with_extractors(metrics, extractor or next(filter(None, map(maker_of, sources)), None))
     extractors = find_extractors([name for _, name in asked if name], weights, shape, device)
     asked = [(metric, extractors[name].name if name else "") for metric, name in asked]
-    extractors = {one.name: one for one in extractors.values()}
+    if told := warnings(students, [name for _, name in asked]):
+        asked, added = beside(asked, sources, shape)
+        extractors |= added
+        remedy = "" if UNRELATED in keys(asked) else "; give --reference with images to see it"
+        for line in told:
+            (tell or ignored)(line + remedy)
     chosen = {name: source for name in extractors if (source := source_for(name, sources))}
     refuse_unused([source for source in references if source not in chosen.values()], extractors)
     how: dict[str, Any] = {"shape": shape, "batch_size": batch_size, "progress": progress}
@@ -173,6 +182,24 @@ def find_extractors(
             )
         found[name] = one
     return found
+
+
+def beside(
+    asked: Sequence[tuple[Metric, str]], sources: Sequence[str | Path], shape: Sequence[int]
+) -> tuple[list[tuple[Metric, str]], dict[str, Extractor]]:
+    """What is asked, and the unrelated distance, if images are there to measure it with."""
+    ((metric, name),) = with_extractors([UNRELATED], None)
+    if UNRELATED in keys(asked) or source_for(str(name), sources) is None:
+        return list(asked), {}
+    return [*asked, (metric, name)], find_extractors([name], None, shape, "cpu")
+
+
+def ignored(_line: str) -> None:
+    pass
+
+
+def keys(asked: Sequence[tuple[Metric, str]]) -> list[str]:
+    return [metric.key(name) for metric, name in asked]
 
 
 def refuse_unused(unused: Sequence[str | Path], extractors: Mapping[str, Extractor]) -> None:

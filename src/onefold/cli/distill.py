@@ -32,7 +32,7 @@ Method = Annotated[
 Calls = Annotated[
     str | None,
     typer.Option(
-        help="Network calls of the student (4, of the second stage 1); 2,3,4,5 is one student for all of these (method sfd).",
+        help="Network calls of the student (4, of gdd and the second stage 1); 2,3,4,5 is one student for all of these (method sfd).",
         show_default=False,
     ),
 ]
@@ -123,6 +123,7 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
 
 
 STRIDED = "euler on the same levels"  # as in methods/chain.py, which is not imported for a name
+TO_TEACHER = "Distance to the teacher's fine solution, {images} images from the same noise"
 FARTHER = "That solver is free and comes nearer: give the student more budget, or ship the solver.\n"
 
 
@@ -133,10 +134,12 @@ def compared(evidence: Mapping[str, Any], which: str = "") -> str:
     """The student, its teacher in DDIM steps on the same levels where the method tells it, and the best that is free."""
     solvers, best, student = evidence["solvers"], evidence["best_solver"], evidence["student"]
     ddim = f", DDIM of the teacher on its levels {solvers[STRIDED]:.4f}" if STRIDED in solvers else ""
+    fine = evidence.get("teacher")  # where another distance is measured than that to this very teacher
+    measure = f"{evidence['measure']}, {evidence['images']} images" if fine else ""
+    top = f", the teacher in {fine['calls']} calls {fine['value']:.4f}" if fine else ""
     return (
-        f"{which}Distance to the teacher's fine solution, {evidence['images']} images from the same noise: "
-        f"student {student:.4f}{ddim}, best solver at as many calls {solvers[best]:.4f} ({best}).\n"
-        + (FARTHER if student > solvers[best] else "")
+        f"{which}{measure or TO_TEACHER.format(**evidence)}: student {student:.4f}{ddim}, best solver at as many calls "
+        f"{solvers[best]:.4f} ({best}){top}.\n" + (FARTHER if student > solvers[best] else "")
     )
 
 

@@ -1,8 +1,7 @@
 """How far a generator's images are from the data, measured while it learns.
 
 A method that imitates the data and not its teacher's trajectories has no use for the distance to the teacher's own images. It is
-watched by a distance of distributions: Frechet's, in an extractor that the discriminator never sees, or, where none is at hand, the
-sliced Wasserstein distance of pixels, which needs no network.
+watched by Frechet's distance of distributions, in an extractor that the discriminator never sees; where none is at hand, of pixels.
 """
 
 from __future__ import annotations
@@ -21,9 +20,7 @@ from onefold.metrics.extractors import Extractor, find_extractor
 from onefold.metrics.frechet import frechet_distance
 from onefold.metrics.references import NAME, load_reference, maker_of
 from onefold.metrics.statistics import Moments, Statistics
-from onefold.metrics.toys import sliced_wasserstein
 
-PIXELS = "swd[pixels]"
 MOST = 10_000  # images of the data that are looked at
 AT_ONCE = 256
 
@@ -46,19 +43,16 @@ class Gauge:
 
 
 def make_gauge(teacher: Denoiser, data: ImageData, extractor: str, weights: str | None) -> Gauge:
-    """`extractor` is a name, `auto` (that of the statistics which lie beside the teacher) or `none` (pixels)."""
+    """`extractor` is a name, or `auto`: that of the statistics which lie beside the teacher, otherwise pixels."""
     images = some_of(data)
     spread = mean_distance(images)
     beside = None if teacher.home is None else teacher.home / NAME
     reference = beside if beside is not None and beside.is_file() else None
-    name = (maker_of(reference) if reference else "") if extractor == "auto" else extractor
-    if not name or name == "none":
-        about = f"sliced Wasserstein distance of pixels to {len(images):,} images of the data"
-        return Gauge(PIXELS, about, lambda made: sliced_wasserstein(made.flatten(1), images.flatten(1)), spread)
+    name = (maker_of(reference) if reference else "pixels") if extractor == "auto" else extractor
     found = find_extractor(name, weights=weights, device=str(teacher.device))
     if found.shape is not None and tuple(found.shape) != tuple(teacher.image_shape):
         raise UserError(
-            f"extractor {name!r} takes images of {found.shape}, and {teacher.name!r} makes {teacher.image_shape}; choose another, or extractor=none"
+            f"extractor {name!r} takes images of {found.shape}, and {teacher.name!r} makes {teacher.image_shape}; choose another, or extractor=pixels"
         )
     known = usable(reference, found)
     statistics = known or statistics_of(images, found)

@@ -17,6 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -113,7 +114,7 @@ class GDDSettings(AdversarySettings):
     judged: int = Field(1000, ge=2, description="images from fixed noise whose distance to the data is watched")
     extractor: str = Field(
         "auto",
-        description="for that distance: an extractor's name, or none for pixels; auto is that of the teacher's own statistics, if it has some",
+        description="for that distance, as `onefold evaluate` knows them; auto is that of the teacher's own statistics, or pixels where it has none",
     )
     extractor_weights: str | None = Field(None, description="file or folder of an extractor that needs one")
 
@@ -155,9 +156,10 @@ class GDD(Distillation):
             )
         super().__init__(teacher, make_grid("auto", teacher.process, settings.calls), None, settings)
         network = self.networks["student"].eval()
+        self.frozen_line: str | None = None
         if settings.freeze != "none":
-            frozen = freeze(network, rule_named(settings.freeze))
-            self.notes = (*self.notes, frozen.line)
+            self.frozen_line = freeze(network, rule_named(settings.freeze)).line
+            self.notes = (*self.notes, self.frozen_line)
         self.adversary = Adversary(self.teacher, settings)
         self.networks["discriminator"] = self.adversary.module
         learning = [p for p in network.parameters() if p.requires_grad]
@@ -300,7 +302,8 @@ class GDD(Distillation):
             before = read_json(spent)
             calls = {**cost["calls"], "teacher": cost["calls"].get("teacher", 0) + before["calls"]}
             cost = {**cost, "calls": calls, "seconds": round(cost["seconds"] + before["seconds"], 1)}
-        return super().as_student({"student": networks["student"]}, cost)
+        student = super().as_student({"student": networks["student"]}, cost)
+        return replace(student, recipe={**student.recipe, **({"frozen": self.frozen_line} if self.frozen_line else {})})
 
     def published(self) -> str | None:
         found = PUBLISHED.get(self.settings.preset or "")

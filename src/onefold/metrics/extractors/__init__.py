@@ -43,6 +43,7 @@ class Extractor:
 EXTRACTORS = {
     "digits-cnn": ("bundled", "a small classifier of scikit-learn's 8x8 digits, bundled"),
     "fashion-cnn": ("bundled", "a small classifier of Fashion-MNIST (28x28), bundled"),
+    "pixels": ("pixels", "no network: the pixels themselves, averaged down to 16x16"),
     "inception": ("inception", "the Inception that FID is defined with, through torch-fidelity"),
     "clip": ("clip", "the image tower of a CLIP model in a folder"),
     "dinov2": ("dinov2", "a DINOv2 model in a folder"),
