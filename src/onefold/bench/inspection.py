@@ -22,6 +22,7 @@ from onefold.errors import UserError
 from onefold.pictures import COLUMNS, labelled_rows, save_png
 from onefold.process import DiscreteVP
 from onefold.progress import Progress, Tell, silent
+from onefold.student import Student
 
 MOST_DATA = 128  # images that are denoised for the table
 PICTURE = "inspect.png"
@@ -113,13 +114,61 @@ def inspect(
     )
 
 
-def read_data(teacher: Denoiser, data: str | Path | ImageData, count: int, device: str) -> tuple[str, Pictures]:
+def open_with_teacher(
+    model: str | Path | Denoiser | Student,
+    teacher: str | Path | Denoiser | None,
+    prompts: str | Path | Sequence[str] | None,
+    *,
+    device: str,
+    precision: str,
+    tell: Tell | None,
+) -> tuple[Student | None, Denoiser]:
+    """(a student, its teacher), or (None, a teacher); told the prompts, if any."""
+    from onefold.bench.same_noise import open_pair
+    from onefold.student import is_student
+
+    if isinstance(model, Student) or (not isinstance(model, Denoiser) and is_student(model)):
+        texts = None if prompts is None else Path(str(prompts))
+        return open_pair(model, teacher, texts, device=device, precision=precision, tell=tell or (lambda _: None))
+    if teacher is not None:
+        raise UserError(f"{model} is no student, so it has no teacher of its own; leave the teacher out")
+    if not isinstance(model, Denoiser):
+        from onefold.teachers import load_teacher
+
+        model = load_teacher(model, device=device, precision=precision, tell=tell)
+    told = model if prompts is None else model.with_prompts(prompts)
+    told.check_told()
+    return None, told
+
+
+def read_data(
+    teacher: Denoiser, data: str | Path | ImageData, count: int, device: str, most: int = MOST_DATA
+) -> tuple[str, Pictures]:
     """(where from, images evenly spaced over the data): with their classes, or without where the teacher knows that too."""
+    if teacher.prompts is not None:
+        raise UserError(f"{teacher.name!r} is told a text with each image, and data has none; leave the data out")
+    data = open_data(teacher, data, count, device)
+    pixels, labels = data.fetch(evenly(data, most))
+    if teacher.classes is None:
+        labels = None
+    elif data.classes != teacher.classes:
+        if "labels" not in teacher.null:
+            raise UserError(
+                f"{teacher.name!r} is told one of {teacher.classes} classes with each image, the data has {data.classes or 'none'}; "
+                "give data with these classes, or leave it out"
+            )
+        labels = torch.full((len(pixels),), teacher.null["labels"])
+    images = to_float(pixels)
+    if teacher.codec is not None:
+        images = teacher.codec.latents(images.to(teacher.device)).cpu()
+    return str(data.description["source"]), Pictures(images, labels)
+
+
+def open_data(teacher: Denoiser, data: str | Path | ImageData, count: int, device: str) -> ImageData:
+    """Data whose images have the shape of the teacher's, at least `count` of them."""
     shape = teacher.image_shape
     if len(shape) != 3:
         raise UserError(f"{teacher.name!r} makes no pictures but {shape}, so no data can be read for it; leave it out")
-    if teacher.prompts is not None:
-        raise UserError(f"{teacher.name!r} is told a text with each image, and data has none; leave the data out")
     channels, height, width = shape
     if not isinstance(data, ImageData):
         data = load_data(data, size=height if height == width else None, channels=channels, device=device)
@@ -131,21 +180,13 @@ def read_data(teacher: Denoiser, data: str | Path | ImageData, count: int, devic
         raise UserError(
             f"there are {len(data)} images in the data, fewer than count, {count}; give more, or a smaller count"
         )
-    chosen = [index * len(data) // min(MOST_DATA, len(data)) for index in range(min(MOST_DATA, len(data)))]
-    pixels, labels = data.fetch(chosen)
-    if teacher.classes is None:
-        labels = None
-    elif data.classes != teacher.classes:
-        if "labels" not in teacher.null:
-            raise UserError(
-                f"{teacher.name!r} is told one of {teacher.classes} classes with each image, the data has {data.classes or 'none'}; "
-                "give data with these classes, or leave it out"
-            )
-        labels = torch.full((len(chosen),), teacher.null["labels"])
-    images = to_float(pixels)
-    if teacher.codec is not None:
-        images = teacher.codec.latents(images.to(teacher.device)).cpu()
-    return str(data.description["source"]), Pictures(images, labels)
+    return data
+
+
+def evenly(data: ImageData, most: int) -> list[int]:
+    """Numbers of up to so many images, evenly spaced: folders are often sorted by class."""
+    count = min(most, len(data))
+    return [index * len(data) // count for index in range(count)]
 
 
 def facts_of(teacher: Denoiser) -> Facts:
