@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from onefold.sampling import chosen_labels, sample
 from onefold.seeds import ImageNoise
 from onefold.student import Student
 from onefold.teachers import load_teacher
+from onefold.variants import Variant
 
 SMALL: dict[str, Any] = {"count": 6, "pairs": 2, "frames": 4, "device": "cpu"}
 
@@ -49,6 +51,15 @@ def pupil(teacher: Denoiser, calls: int = 3, **recipe: Any) -> Student:
 def aligned(teacher: Denoiser, tmp_path_factory: pytest.TempPathFactory) -> Alignment:
     out = tmp_path_factory.mktemp("aligned")
     return onefold.align(pupil(teacher), path=("slerp", "linear"), out=out, **SMALL)
+
+
+def test_a_number_of_calls_is_chosen(teacher: Denoiser) -> None:
+    wider = pupil(teacher)
+    two = Variant(make_grid("quadratic", teacher.process, 2), {})
+    found = onefold.align(replace(wider, variants={2: two}), calls=2, **SMALL)
+    assert found.calls == 2 and found.student_to_strided.rmse == 0
+    with pytest.raises(UserError, match="makes 3 calls, not 2"):
+        onefold.align(wider, calls=2, **SMALL)
 
 
 def test_a_student_that_is_its_teacher_lies_on_the_strided_teacher(aligned: Alignment) -> None:

@@ -81,6 +81,7 @@ def align(
     pairs: int = 4,
     frames: int = 9,
     path: Along | Sequence[Along] = "slerp",
+    calls: int | None = None,
     prompts: Path | None = None,
     seed: int = 0,
     batch_size: int = 64,
@@ -93,12 +94,13 @@ def align(
     """How near a student (or its folder) is to its teacher from the same noise, and how evenly both interpolate.
 
     `teacher` is the one that the student names, where that is still there. `path` is "slerp", "linear" or both. `out` is a
-    folder for the pictures. Models of texts are told `prompts`, in turn.
+    folder for the pictures. `calls` is one of a student's numbers, the largest if not told. Models of texts are told `prompts`, in turn.
     """
     begin, kinds = time.perf_counter(), paths_of(path)
     check_numbers(count, pairs, frames)
     how: dict[str, Any] = {"device": device, "precision": precision, "tell": tell or (lambda _: None)}
     pupil, owner = open_pair(student, teacher, prompts, **how)
+    pupil = pupil if calls is None else pupil.at(calls)
     if out is not None and (len(owner.image_shape) != 3 or owner.image_shape[0] not in (1, 3)):
         raise UserError(f"{owner.name!r} makes no pictures but {shape_text(owner.image_shape)}; leave the folder out")
     work = count * (3 * pupil.calls + FINE[1]) + len(kinds) * pairs * frames * (pupil.calls + FINE[1])

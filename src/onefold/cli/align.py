@@ -34,6 +34,10 @@ def align_command(
             help="Between noises: slerp (along the great circle), linear (shorter noise in the middle), or slerp,linear."
         ),
     ] = "slerp",
+    calls: Annotated[
+        int | None,
+        typer.Option(help="One of the student's numbers of calls; the largest, if not told.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Names the noise; image i depends on the seed and i only.")] = 0,
     prompts: Annotated[
         Path | None, typer.Option(help="For models of texts: a file with one a line, in turn.", show_default=False)
@@ -70,6 +74,7 @@ def align_command(
             pairs=pairs,
             frames=frames,
             path=cast(Any, [word.strip() for word in path.split(",") if word.strip()]),
+            calls=calls,
             prompts=prompts,
             seed=seed,
             batch_size=batch_size,
