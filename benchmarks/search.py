@@ -58,7 +58,7 @@ def run(teacher: str, method: str, settings: dict[str, Any], count: int) -> dict
     with tempfile.TemporaryDirectory() as out:
         student = distill(teacher, method, out=Path(out) / "run", device="cpu", **settings)
         lines = map(json.loads, (Path(out) / "run" / "metrics.jsonl").read_text().splitlines())
-        validation = [line["validation"] for line in lines if "validation" in line][-1]
+        looks = [(line["images"], line["validation"]) for line in lines if "validation" in line]
         scores = evaluate(student, metrics=["fd"], count=count, device="cpu")["scores"] if count else {}
     evidence, cost = student.recipe["evidence"], student.recipe["cost"]
     best = evidence["solvers"][evidence["best_solver"]]
@@ -66,7 +66,8 @@ def run(teacher: str, method: str, settings: dict[str, Any], count: int) -> dict
     return {
         "settings": {name: value for name, value in student.recipe["settings"].items() if name not in left_out},
         "student": round(evidence["student"], 5),
-        "validation": {name: round(value, 5) for name, value in validation.items()},
+        "validation": {name: round(value, 5) for name, value in looks[-1][1].items()},
+        "along": [[images, round(next(iter(numbers.values())), 4)] for images, numbers in looks],
         "solvers": {name: round(value, 5) for name, value in evidence["solvers"].items()},
         "best_solver": round(best, 5),
         "ratio": round(best / evidence["student"], 3),
