@@ -355,7 +355,7 @@ def test_several_calls_take_turns(teacher: Denoiser) -> None:
         ({"discriminator": "timm:vgg16_bn", "noise": "karras"}, "image networks have seen none"),
         ({"discriminator": "scratch", "discriminator_layers": ["mid_block"]}, "does not look through it"),
         ({"discriminator_weights": ["a"]}, "are for timm's networks"),
-        ({"schedule": "cosine"}, "expected constant or linear"),
+        ({"schedule": "cosine"}, "should be 'constant' or 'linear'"),
         ({"freeze": "gddi"}, "gdd_i"),
         ({"preset": "paper"}, "paper_64|paper_cifar10"),
         ({"extractor": "fashion-cnn"}, "takes images of"),

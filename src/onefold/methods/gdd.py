@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -106,7 +106,9 @@ class GDDSettings(AdversarySettings):
         "endings of layers' names, or package.module:function",
     )
     lr: float = Field(1e-4, gt=0, description="of the generator's Adam")
-    schedule: str = Field("constant", description="of both learning rates: constant (as published), or linear to 0")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="of both learning rates: constant (as published), or linear to 0"
+    )
     clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
     ema_half_life: float | None = Field(
         None, gt=0, description="half-life of the averaged weights in images; null leaves it to ema_share"
@@ -123,13 +125,6 @@ class GDDSettings(AdversarySettings):
     def by_name(cls, rule: Any) -> Any:
         """A function becomes the name that finds it again."""
         return name_of(rule) if callable(rule) else rule
-
-    @field_validator("schedule")
-    @classmethod
-    def known_schedule(cls, schedule: str) -> str:
-        if schedule not in ("constant", "linear"):
-            raise UserError(f"schedule is {schedule!r}, expected constant or linear")
-        return schedule
 
     @model_validator(mode="after")
     def fit_together(self) -> Self:
@@ -278,6 +273,11 @@ class GDD(Distillation):
 
     def concerns(self) -> Sequence[str]:
         return self.said
+
+    def controls(self, calls: int) -> dict[str, dict[str, Any]]:
+        """One step is the same with all of them."""
+        ways = super().controls(calls)
+        return ways if calls > 1 else {"euler": ways["euler"]}
 
     def evidence(self, networks: Networks, calls: int) -> dict[str, Any]:
         """The distance to the data of the student, of its teacher with good solvers at as many calls, and of that at its best."""
