@@ -95,6 +95,29 @@ def test_the_generator_begins_as_its_teacher_at_the_highest_level(process: Any) 
     assert float(method.grid.sigmas[0]) == top and method.grid.calls == 1
 
 
+class Silent(nn.Module):
+    """A network that gives one number everywhere."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+    def forward(self, z: Tensor, time: Tensor) -> Tensor:
+        return self.value.expand_as(z)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_the_published_preconditioning_is_the_teachers_at_the_top(value: float) -> None:
+    """Consistency models' coefficients differ from EDM's by 5e-5 and 2.5e-5 at sigma = 80, where the skip has 0.003 of z."""
+    z = torch.randn(4000, 2, generator=seeds.generator(0))
+    own, published = (
+        Denoiser(Silent(value), EDM(floor=floor), prediction="edm", shape=(2,)).denoise(80 * z, 80.0).detach()
+        for floor in (0.0, 0.002)
+    )
+    assert float((own - published).abs().max()) <= 5e-5 * float(own.abs().max())
+    assert float((own - 0.5 * value).std()) == pytest.approx(0.00312, rel=0.03)
+
+
 def test_one_call_at_the_highest_level(teacher: Denoiser) -> None:
     method = gdd(teacher)
     levels: list[Tensor] = []
@@ -314,6 +337,34 @@ def test_a_rehearsal_draws_a_batch_and_keeps_nothing(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+class Eyes(nn.Module):
+    """Two maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        fine = self.first(x).relu()
+        return [fine, self.second(fine)]
+
+
+def eyes() -> nn.Module:
+    return Eyes()
+
+
+def test_a_network_of_ones_own_is_looked_through(teacher: Denoiser) -> None:
+    """It stays as it is, and outside of the checkpoint; the heads learn."""
+    method = gdd(teacher, discriminator=f"{__name__}:eyes")
+    module = method.networks["discriminator"]
+    assert len(module.heads) == 2 and not any("first" in name for name in module.state_dict())
+    before = [tensor.clone() for network in module.features.networks for tensor in network.state_dict().values()]
+    heads = state(module)
+    run(method, 1)
+    after = [tensor for network in module.features.networks for tensor in network.state_dict().values()]
+    assert all(map(torch.equal, before, after)) and not same(heads, state(module))
+
+
 def test_what_comes_out(tmp_path: Path) -> None:
     """A student like any other, whose evidence is the distance to the data, beside solvers and the teacher at its best."""
     distill("digits8", "gdd", out=tmp_path / "run", **QUICK)
@@ -340,6 +391,24 @@ def test_several_calls_take_turns(teacher: Denoiser) -> None:
         assert made.requires_grad
     whole = method.sampler({"student": network.eval()}).sample(4, seed=1, noise=batch_of(method, 2)["z"][:, 0])
     assert whole.shape == made.shape
+
+
+def test_the_data_has_no_distance_to_itself(teacher: Denoiser) -> None:
+    gauge = gdd(teacher, extractor="pixels").measure()
+    images = onefold.data.to_float(onefold.data.load_data("digits").fetch(range(1797))[0])
+    assert gauge.key == "fd[pixels]" and gauge(images) < 1e-6
+    assert gauge.diversity(images) == pytest.approx(1)
+    assert gauge(images.clamp(max=0.0)) > 1
+    assert gauge.diversity(images[:1].expand(8, -1, -1, -1)) == 0
+
+
+def test_a_collapse_is_told_with_a_remedy(teacher: Denoiser) -> None:
+    method = gdd(teacher)
+    for diversity, warned in ((0.4, False), (0.9, False), (0.5, False), (0.3, True), (0.8, False)):
+        method.watch_over(diversity)
+        assert bool(method.concerns()) == warned
+    method.watch_over(0.1)
+    assert "raise penalty_weight" in method.concerns()[0]
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
