@@ -83,13 +83,12 @@ class Table:
 
     def learn(self, kind: str, seed: int, folder: Path) -> None:
         given, images = self.given, onefold.training.budget.Budget.parse(self.given.budget).images
-        share = {} if given.share == 1 else {"share": given.share}
-        names = {"kind": kind, "seed": seed, "images": images, **share}
+        names = {"kind": kind, "seed": seed, "images": images, "share": given.share}
         if self.has(**names):
             return
         out = folder / "_".join(map(str, names.values()))
         settings = {"data": data_of(given.data, given.share, folder), **VARIANTS[kind][1], **given.set}
-        how = {"seed": seed, "budget": given.budget, "judged": 500, "sample_every": given.every, "calls": 1, **settings}
+        how = {"seed": seed, "budget": given.budget, "sample_every": given.every, "calls": 1, **settings}
         student = self.distil(out, self.teacher, "gdd", **how)
         self.pictures[VARIANTS[kind][0]] = student.sample(SHOWN, seed=UNSEEN)
         chosen = {key: student.recipe["settings"][key] for key in told_of(settings)}
@@ -172,7 +171,7 @@ def label(row: dict[str, Any]) -> str:
         return f"teacher, {BEST[0]}"
     if row["kind"] == STAGES:
         return "SFD's second stage, without data"
-    return VARIANTS[row["kind"]][0] + (f", {row['share']:.0%} of the data" if "share" in row else "")
+    return VARIANTS[row["kind"]][0] + (f", {row['share']:.0%} of the data" if row["share"] < 1 else "")
 
 
 def costs(group: list[dict[str, Any]]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -389,8 +390,21 @@ def test_several_calls_take_turns(teacher: Denoiser) -> None:
         made = method.generate(batch_of(method, step)["z"][:, 0], batch_of(method, step))
         assert len(seen) == step + 1 and seen == sorted(seen, reverse=True)
         assert made.requires_grad
-    whole = method.sampler({"student": network.eval()}).sample(4, seed=1, noise=batch_of(method, 2)["z"][:, 0])
-    assert whole.shape == made.shape
+    batch = batch_of(method, 2)
+    whole = method.sampler(method.networks).sample(
+        4, noise=batch["z"][:, 0], labels=batch.conditions["labels"].tolist()
+    )
+    torch.testing.assert_close(whole, made, rtol=1e-4, atol=1e-5)
+
+
+def test_no_call_is_spent_at_the_lowest_level() -> None:
+    """EDM's usual grid of two calls would be 80 and 0.002."""
+    edm = small.teacher().replace(process=EDM(), prediction="edm")
+    two = gdd(edm, calls=2, discriminator_layers=["inner.0"]).grid.sigmas.tolist()
+    assert two[0] == 80 and 0.3 < two[1] < 5 and two[2] == 0 and len(two) == 3
+    whole = small.teacher().replace(continuous_time=False)
+    method = gdd(whole, calls=3, discriminator_layers=["inner.0"])
+    method.generate(batch_of(method, 2)["z"][:, 0], batch_of(method, 2))  # at times that the network takes
 
 
 def test_the_data_has_no_distance_to_itself(teacher: Denoiser) -> None:
@@ -423,11 +437,16 @@ def test_a_collapse_is_told_with_a_remedy(teacher: Denoiser) -> None:
         ({"discriminator": "scratch", "noise": "karras"}, "not told the level"),
         ({"discriminator": "timm:vgg16_bn", "noise": "karras"}, "image networks have seen none"),
         ({"discriminator": "scratch", "discriminator_layers": ["mid_block"]}, "does not look through it"),
-        ({"discriminator_weights": ["a"]}, "are for timm's networks"),
+        ({"discriminator_weights": ["a"]}, "is for timm's networks"),
         ({"schedule": "cosine"}, "should be 'constant' or 'linear'"),
         ({"freeze": "gddi"}, "gdd_i"),
         ({"preset": "paper"}, "paper_64|paper_cifar10"),
         ({"extractor": "fashion-cnn"}, "takes images of"),
+        ({"discriminator": "techer"}, "did you mean 'teacher'"),
+        ({"penalty": "none", "penalty_weight": 1.0}, "penalty_weight is given"),
+        ({"penalty_every": 4}, "is for penalty=r1"),
+        ({"discriminator_size": 64}, "is for timm's networks"),
+        ({"drawn": 10}, "data is given"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
@@ -437,11 +456,25 @@ def test_mistakes_are_told_in_one_sentence(teacher: Denoiser, settings: dict[str
     assert "\n" not in str(told.value)
 
 
+def test_data_without_classes_teaches_no_classes(teacher: Denoiser, tmp_path: Path) -> None:
+    np.savez(tmp_path / "plain.npz", images=onefold.data.load_data("digits").fetch(range(9))[0].numpy())
+    with pytest.raises(UserError, match="nothing would teach it what a class looks like"):
+        gdd(teacher, data=str(tmp_path / "plain.npz"))
+
+
+def test_the_distance_is_to_the_data_that_is_given(teacher: Denoiser, tmp_path: Path) -> None:
+    images, labels = onefold.data.load_data("digits").fetch(range(400))
+    np.savez(tmp_path / "inverted.npz", images=255 - images.numpy(), labels=labels.numpy())
+    gauge = gdd(teacher, data=str(tmp_path / "inverted.npz")).measure()
+    assert gauge(onefold.data.to_float(255 - images)) < 1e-6 < 1 < gauge(onefold.data.to_float(images))
+
+
 def test_published_settings() -> None:
     chosen = choose({"teacher": "t", "method": "gdd", "out": "x", "preset": "paper_64"})
     assert (chosen.freeze, chosen.lr, chosen.lr_discriminator, chosen.batch_size) == ("gdd_i", 2e-5, 4e-5, 256)
     assert chosen.penalty_weight == pytest.approx(1e-4 * 64**2 * 2 / 64)
     chosen = choose({"teacher": "t", "method": "gdd", "out": "x", "preset": "paper_cifar10", "freeze": "none"})
+    assert chosen.penalty_weight == pytest.approx(1e-4 * 2 * ((484 + 64) / 2) ** 2 / 64, rel=1e-4)
     assert chosen.freeze == "none" and chosen.discriminator == "timm:vgg16_bn+tf_efficientnet_lite0"
 
 

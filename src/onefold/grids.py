@@ -65,6 +65,13 @@ class Grid:
                     f"{field} has {len(value)} entries; give one for each of the {self.calls} evaluated levels"
                 )
 
+    def part(self, kept: Sequence[int]) -> Grid:
+        """Of these of its levels alone, by their places, the end among them."""
+        called = list(kept[:-1])
+        times = None if self.times is None else self.times[called]
+        phi = None if self.phi is None else tuple(self.phi[::-1][place] for place in called)[::-1]
+        return replace(self, sigmas=self.sigmas[list(kept)], times=times, phi=phi)
+
     @property
     def calls(self) -> int:
         """N: network calls of a solver that makes one a step."""

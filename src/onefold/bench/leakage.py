@@ -2,7 +2,7 @@
 
 A generator learns to please what its discriminator sees. A distance in features of the same or a related network then falls further
 than the images get better: published, most of a lead in FID vanished in the features of CLIP. So such a metric is named, and a
-distance in pixels, which no discriminator here has learned from, stands beside it.
+distance in pixels, which knows no network, stands beside it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,6 @@ def warnings(students: Sequence[Student], extractors: Sequence[str]) -> list[str
         f"the discriminator of {student.name} looked through {student.recipe['settings']['discriminator']}, which is related to {name!r}: "
         f"distances in its features flatter this student; {UNRELATED} is unrelated"
         for student in students
-        for name in extractors
+        for name in dict.fromkeys(extractors)
         if related(student.recipe, name)
     ]

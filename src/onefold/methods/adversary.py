@@ -26,11 +26,12 @@ from onefold.adversarial import (
 )
 from onefold.conditions import Conditions
 from onefold.denoiser import Denoiser, spread
-from onefold.errors import UserError
+from onefold.errors import UserError, suggest
+from onefold.imports import FORM, is_function_name
 from onefold.methods.base import DistillSettings
 from onefold.networks.discriminator import Discriminator, Features, plain, shapes_of
 from onefold.networks.features import DenoiserFeatures, unchanged
-from onefold.networks.image_features import image_features
+from onefold.networks.image_features import TIMM, image_features
 from onefold.networks.variants import fresh
 from onefold.process import Process, as_sigma
 from onefold.training.contract import HOST, Batch, Draw
@@ -79,10 +80,17 @@ class AdversarySettings(DistillSettings):
     penalty_weight: float = Field(10.0, ge=0, description="of the penalty")
     penalty_shift: float = Field(0.02, gt=0, description="standard deviation of the shift of the approximate penalty")
     penalty_every: int = Field(16, ge=1, description="r1 alone: every so many steps, with so many times its weight")
-    lr_discriminator: float = Field(1e-4, gt=0, description="of the discriminator's Adam")
+    lr_discriminator: float = Field(
+        4e-4, gt=0, description="of the discriminator's Adam; published are 1e-4 (CIFAR-10) and 4e-5"
+    )
 
     @model_validator(mode="after")
     def see_something(self) -> Self:
+        chosen = self.discriminator
+        if chosen not in OWN and not chosen.startswith(TIMM) and not is_function_name(chosen):
+            raise UserError(
+                f"discriminator is {chosen!r}, expected {', '.join(OWN)}, {TIMM}NAME or {FORM}{suggest(chosen, OWN)}"
+            )
         image_network = self.discriminator not in OWN
         if image_network and self.noise not in ("auto", "none"):
             raise UserError(
@@ -96,10 +104,21 @@ class AdversarySettings(DistillSettings):
             raise UserError(
                 f"discriminator_layers name layers of the teacher's network, and discriminator={self.discriminator} does not look through it; leave them out"
             )
-        if self.discriminator_weights is not None and not self.discriminator.startswith("timm:"):
-            raise UserError(
-                f"discriminator_weights are for timm's networks, not for discriminator={self.discriminator}; leave them out"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def use_all_that_is_given(self) -> Self:
+        fields, timm = type(self).model_fields, self.discriminator.startswith(TIMM)
+        used = {
+            "discriminator_weights": (timm, "timm's networks"),
+            "discriminator_size": (timm, "timm's networks"),
+            "penalty_weight": (self.penalty != "none", "a penalty"),
+            "penalty_shift": (self.penalty == "approximate", "penalty=approximate"),
+            "penalty_every": (self.penalty == "r1", "penalty=r1"),
+        }
+        for name, (use, what) in used.items():
+            if not use and getattr(self, name) != fields[name].default:
+                raise UserError(f"{name} is given, but is for {what}, which is not chosen; leave it out")
         return self
 
     @property

@@ -237,11 +237,7 @@ class Distillation:
 
     @property
     def fine_way(self) -> dict[str, Any]:
-        """A teacher that knows some whole times alone can make no more calls than it has of them."""
-        process = self.standard.process
-        if self.standard.continuous_time or not isinstance(process, Tabled):
-            return dict(FINE)
-        return {**FINE, "calls": min(FINE["calls"], len(process.sigmas))}
+        return {**FINE, "calls": calls_at_most(self.standard, FINE["calls"])}
 
     def sampled(self, model: Denoiser | None = None, count: int | None = None, **how: Any) -> Tensor:
         """Of a model, if not told that which the student is measured against, from the noise that is watched."""
@@ -328,6 +324,13 @@ class Distillation:
 
     def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:
         self.as_student(networks, cost).save(folder)
+
+
+def calls_at_most(teacher: Denoiser, calls: int) -> int:
+    """A teacher that knows some whole times alone can make no more calls than it has of them."""
+    process = teacher.process
+    limited = not teacher.continuous_time and isinstance(process, Tabled)
+    return min(calls, len(process.sigmas)) if limited else calls  # type: ignore[attr-defined]
 
 
 def in_calls(calls: int) -> str:

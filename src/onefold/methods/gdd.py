@@ -32,13 +32,14 @@ from onefold.data import ImageData, teacher_data
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
 from onefold.files import read_json
-from onefold.grids import make_grid
+from onefold.grids import Grid
 from onefold.methods.adversary import Adversary, AdversarySettings
-from onefold.methods.base import Distillation
+from onefold.methods.base import Distillation, calls_at_most
 from onefold.methods.examples import Examples, fitting
-from onefold.methods.gauge import Gauge, make_gauge
+from onefold.methods.gauge import Gauge, extractor_for, make_gauge
 from onefold.networks.freeze import freeze, rule_named
 from onefold.progress import Progress
+from onefold.sampling import grid_for
 from onefold.solvers import euler_step
 from onefold.student import Student
 from onefold.training.contract import Batch, Draw, Networks, Update, told
@@ -105,7 +106,11 @@ class GDDSettings(AdversarySettings):
         description="what keeps the teacher's weights: none (GDD), gdd_i (GDD-I: convolutions of blocks and attention's last), gdd_i_qkv, gdd_i_skip, a list of "
         "endings of layers' names, or package.module:function",
     )
-    lr: float = Field(1e-4, gt=0, description="of the generator's Adam")
+    lr: float = Field(
+        4e-4,
+        gt=0,
+        description="of the generator's Adam; 4e-4 suits about a million parameters, published are 1e-4 (CIFAR-10), 2e-5 and 8e-6 (ImageNet 64)",
+    )
     schedule: Literal["constant", "linear"] = Field(
         "constant", description="of both learning rates: constant (as published), or linear to 0"
     )
@@ -113,7 +118,7 @@ class GDDSettings(AdversarySettings):
     ema_half_life: float | None = Field(
         None, gt=0, description="half-life of the averaged weights in images; null leaves it to ema_share"
     )
-    judged: int = Field(1000, ge=2, description="images from fixed noise whose distance to the data is watched")
+    judged: int = Field(500, ge=2, description="images from fixed noise whose distance to the data is watched")
     extractor: str = Field(
         "auto",
         description="for that distance, as `onefold evaluate` knows them; auto is that of the teacher's own statistics, or pixels where it has none",
@@ -136,6 +141,10 @@ class GDDSettings(AdversarySettings):
             )
         if self.data is None and self.flip:
             raise UserError("flip mirrors data, and none is given; give data, or leave flip out")
+        if self.data is not None and self.drawn != type(self).model_fields["drawn"].default:
+            raise UserError(
+                "drawn is how many images the teacher gives without data, and data is given; leave one of them out"
+            )
         return self
 
 
@@ -149,7 +158,7 @@ class GDD(Distillation):
             raise UserError(
                 f"method gdd compares with images of the same conditions, and {teacher.name!r} is told texts, which no images come with; take method sfd"
             )
-        super().__init__(teacher, make_grid("auto", teacher.process, settings.calls), None, settings)
+        super().__init__(teacher, grid_of_calls(teacher, settings.calls), None, settings)
         network = self.networks["student"].eval()
         self.frozen_line: str | None = None
         if settings.freeze != "none":
@@ -163,12 +172,15 @@ class GDD(Distillation):
             "discriminator": self.adversary.optimizer(),
         }
         self.examples: Examples | None = None
+        self.extractor = extractor_for(self.standard, settings.extractor, settings.extractor_weights)
         self.gauge: Gauge | None = None
+        self.value: float | None = None  # of the last validation
+        self.beside: dict[int, dict[str, Any]] = {}  # by the number of calls
         self.most_diverse, self.said = 0.0, list[str]()
         if settings.data is not None:
             self.take(fitting(self.told, settings.data))
         else:
-            calls = settings.drawn * calls_of(self.target)
+            calls = settings.drawn * draw_calls(self.target) * (1 + (settings.guidance != 1))
             self.notes = (
                 *self.notes,
                 f"without data: {settings.drawn:,} images are drawn from the teacher first, {calls:,} calls",
@@ -195,9 +207,9 @@ class GDD(Distillation):
         chosen = self.settings
         self.examples = Examples(self.told, data, batch_size=chosen.batch_size, seed=chosen.seed, flip=chosen.flip)
         if self.examples.without_class:
-            self.notes = (
-                *self.notes,
-                "the data has no classes of the teacher's, so the student sees images without a class alone",
+            raise UserError(
+                f"{self.teacher.name!r} is told one of {self.teacher.classes} classes with each image, and the data has {data.classes or 'none'}, so nothing "
+                "would teach it what a class looks like; give data with these classes, or leave it out"
             )
 
     def data_rows(self, draw: Draw) -> tuple[Tensor, Tensor | None]:
@@ -248,8 +260,9 @@ class GDD(Distillation):
     def measure(self) -> Gauge:
         assert self.examples is not None
         if self.gauge is None:
-            chosen, data = self.settings, self.examples.stream.data
-            self.gauge = make_gauge(self.standard, data, chosen.extractor, chosen.extractor_weights)
+            # what is drawn without guidance stands for the data, and the statistics beside the teacher are of that
+            home = self.teacher.home if self.settings.data is None and self.settings.guidance == 1 else None
+            self.gauge = make_gauge(self.extractor, self.examples.stream.data, home)
         return self.gauge
 
     @torch.no_grad()
@@ -257,12 +270,12 @@ class GDD(Distillation):
         """First the distance to the data, which decides what is best."""
         gauge, student = self.measure(), self.sampler({"student": networks["student"].eval()})
         images = student.sample(self.settings.judged, seed=self.settings.seed, batch_size=self.at_once)
-        diversity = gauge.diversity(images)
+        diversity, self.value = gauge.diversity(images), gauge(images)
         self.watch_over(diversity)
-        return {gauge.key: gauge(images), "diversity": diversity, **super().validate(networks)}
+        return {gauge.key: self.value, "diversity": diversity, **super().validate(networks)}
 
     def watch_over(self, diversity: float) -> None:
-        """A generator whose images become one another, or never part, is told in time."""
+        """A generator whose images become one another is told in time."""
         self.said = []
         if diversity < COLLAPSED * self.most_diverse:
             self.said.append(
@@ -282,18 +295,19 @@ class GDD(Distillation):
     def evidence(self, networks: Networks, calls: int) -> dict[str, Any]:
         """The distance to the data of the student, of its teacher with good solvers at as many calls, and of that at its best."""
         gauge, count = self.measure(), self.settings.judged
-        how: dict[str, Any] = {"seed": self.settings.seed, "batch_size": self.at_once}
-        student = self.sampler({"student": networks["student"].eval()})
-        scores = {name: gauge(self.sampled(count=count, **way)) for name, way in self.controls(calls).items()}
-        best = self.sampled(count=count, solver=DRAW_SOLVER, calls=DRAW_CALLS)
-        return {
-            "measure": gauge.about,
-            "images": count,
-            "student": gauge(student.sample(count, **how)),
-            "best_solver": min(scores, key=lambda name: scores[name]),
-            "solvers": scores,
-            "teacher": {"solver": DRAW_SOLVER, "calls": calls_of(self.standard), "value": gauge(best)},
-        }
+        if self.value is None:  # a run that was finished before
+            self.validate(networks)
+        if calls not in self.beside:
+            scores = {name: gauge(self.sampled(count=count, **way)) for name, way in self.controls(calls).items()}
+            most = draw_calls(self.standard)
+            best = gauge(self.sampled(count=count, solver=DRAW_SOLVER, calls=most))
+            cost = most * (1 + (self.settings.guidance != 1))
+            self.beside[calls] = {
+                "best_solver": min(scores, key=lambda name: scores[name]),
+                "solvers": scores,
+                "teacher": {"solver": DRAW_SOLVER, "calls": cost, "value": best},
+            }
+        return {"measure": gauge.about, "images": count, "student": self.value, **self.beside[calls]}
 
     def as_student(self, networks: Networks, cost: Mapping[str, Any] | None = None) -> Student:
         """What drawing the images cost is a part of its cost."""
@@ -310,26 +324,28 @@ class GDD(Distillation):
         return None if found is None else f"FID {found} of the paper's own GDD-I, with its own teacher"
 
 
+def grid_of_calls(teacher: Denoiser, calls: int) -> Grid:
+    """The usual one. Where that ends at the lowest level, at which a call changes nothing that is seen, one of a call more without it."""
+    grid = grid_for(teacher, "auto", calls, end="zero", afs=None)
+    if calls == 1 or float(grid.sigmas[-2]) > 2 * teacher.process.sigma_min:
+        return grid
+    return grid_for(teacher, "auto", calls + 1, end="zero", afs=None).part([*range(calls), calls + 1])
+
+
+def draw_calls(teacher: Denoiser) -> int:
+    return calls_at_most(teacher, DRAW_CALLS)
+
+
 def drawn_from(teacher: Denoiser, count: int, seed: int, folder: Path | None, progress: Progress) -> ImageData:
     """A teacher's images from noise of their own, kept in the run folder with what they cost."""
-    apart = seeds.mix(seed, seeds.NOISE) >> 1
+    apart, calls = seeds.mix(seed, seeds.NOISE) >> 1, draw_calls(teacher)
     cache, spent = (None, None) if folder is None else (folder / DRAWN, folder / SPENT)
     begin = time.monotonic()
-    data = teacher_data(
-        teacher, count, solver=DRAW_SOLVER, calls=DRAW_CALLS, seed=apart, cache=cache, progress=progress
-    )
+    data = teacher_data(teacher, count, solver=DRAW_SOLVER, calls=calls, seed=apart, cache=cache, progress=progress)
     if spent is not None and not spent.exists():
-        facts = {
-            "calls": count * calls_of(teacher),
-            "seconds": round(time.monotonic() - begin, 1),
-        }
-        spent.write_text(json.dumps(facts) + "\n")
+        network_calls = count * calls * (1 + (teacher.guidance != 1))
+        spent.write_text(json.dumps({"calls": network_calls, "seconds": round(time.monotonic() - begin, 1)}) + "\n")
     return data
-
-
-def calls_of(teacher: Denoiser) -> int:
-    """Of one image that is drawn so."""
-    return DRAW_CALLS * (1 + (teacher.guidance != 1))
 
 
 def name_of(rule: Callable[[nn.Module], Iterable[str]]) -> str:

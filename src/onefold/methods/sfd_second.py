@@ -259,10 +259,7 @@ def one_call_grid(first: FirstStage, level: float | Literal["auto"]) -> Grid:
                 f"level is {level:g}, which is none that the one call can have; the first stage's are "
                 f"{', '.join(f'{float(sigmas[index]):.4g}' for index in able)}"
             )
-    kept = [*range(able.start), chosen, first.grid.calls]
-    times = None if first.grid.times is None else first.grid.times[kept[:-1]]
-    phi = None if first.grid.phi is None else tuple(first.grid.phi[::-1][index] for index in kept[:-1])[::-1]
-    return replace(first.grid, sigmas=sigmas[kept], times=times, phi=phi)
+    return first.grid.part([*range(able.start), chosen, first.grid.calls])
 
 
 def root_teacher(teacher: Denoiser, first: FirstStage, given: str | None) -> Denoiser:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,11 @@ class Discriminator(nn.Module):
         rows = self.rows_of(told.get("labels"))
         seen = self.features(x, sigma, told)
         return [head(features.float(), rows) for head, features in zip(self.heads, seen, strict=True)]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """The heads alone: features come through hooks, which compiled networks do not have."""
+        for head in self.heads:
+            head.compile(*args, **kwargs)
 
     def rows_of(self, labels: Tensor | None) -> Tensor | None:
         if self.class_rows is None or labels is None or self.classes is None:

@@ -30,7 +30,7 @@ def reset(network: nn.Module) -> nn.Module:
         if own and not hasattr(module, "reset_parameters"):
             raise UserError(
                 f"the layer {name or type(network).__name__!r} of the teacher's network has weights of its own and no reset_parameters(), "
-                "so it cannot begin at random; give it one, or leave begin=random out"
+                "so it cannot begin at random; give it one, or take another beginning"
             )
         if own:
             module.reset_parameters()

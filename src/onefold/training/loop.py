@@ -78,9 +78,9 @@ class Engine:
         """Train until the budget is used up; returns the cost. A stop by signal leaves a checkpoint."""
         self.open()
         try:
+            self.resume()
             with self.accelerator.main_process_first():
                 self.method.make_ready(self.folder.path, self.report)
-            self.resume()
             self.prepare_networks()
             with self.pace.catching_signals(), self.own_randomness():
                 self.loop()
@@ -111,13 +111,17 @@ class Engine:
 
     def prepare_networks(self) -> None:
         """Switches that act in place, so that the method keeps its own modules."""
-        for name, network in self.method.networks.items():
-            if self.settings.gradient_checkpointing:
-                recompute = getattr(network, "enable_gradient_checkpointing", None)
-                if recompute is None:
-                    raise UserError(f"network {name!r} cannot recompute activations; set gradient_checkpointing=false")
-                recompute()
-            if self.settings.compile:
+        networks = self.method.networks
+        if self.settings.gradient_checkpointing:
+            switches = {name: getattr(one, "enable_gradient_checkpointing", None) for name, one in networks.items()}
+            able = [switch for switch in switches.values() if switch is not None]
+            if not able:
+                name = next(iter(networks))
+                raise UserError(f"network {name!r} cannot recompute activations; set gradient_checkpointing=false")
+            for switch in able:  # smaller ones beside the generator, as heads are, have none and need none
+                switch()
+        if self.settings.compile:
+            for network in networks.values():
                 network.compile()
 
     def loop(self) -> None:
