@@ -26,8 +26,11 @@ from sfddm import known, spread
 import onefold
 from onefold.bench.ways import BEST
 from onefold.data import load_data
+from onefold.metrics.references import NAME
 from onefold.pictures import labelled_rows, save_png
+from onefold.settings import parse_assignments
 from onefold.student import Student, load_student
+from onefold.training.budget import Budget
 
 UNSEEN = 1_000_000  # the seed of the comparison
 SHOWN = 20
@@ -52,16 +55,26 @@ class Table:
         self.teacher, self.given, self.name = teacher, arguments, f"gdd_{Path(teacher).name}"
         self.pictures: dict[str, Any] = {}
 
+    @property
+    def references(self) -> list[str]:
+        """Statistics of features, and images for the distance in pixels."""
+        home = onefold.load_teacher(self.teacher, device="cpu").home
+        return [self.given.reference or str(home / NAME), self.given.data]
+
     def has(self, **names: Any) -> bool:
         return any(names.items() <= row.items() for row in known(self.name))
 
     def add(self, model: Any, **facts: Any) -> None:
         given = self.given
         how: dict[str, Any] = {"calls": facts["calls"], "solver": BEST[0]} if facts["kind"] == "teacher" else {}
-        references = [given.reference] if given.reference else []
-        metrics = [metric for metric in METRICS if metric != "fd[pixels]" or references]
         found = onefold.evaluate(
-            model, references, metrics=metrics, count=given.count, seed=UNSEEN, device=given.device, **how
+            model,
+            reference=self.references,
+            metrics=METRICS,
+            count=given.count,
+            seed=UNSEEN,
+            device=given.device,
+            **how,
         )
         row = {**facts, "scores": found["scores"]}
         save(
@@ -82,7 +95,7 @@ class Table:
         return onefold.distill(teacher, method, out=folder, device=self.given.device, watched=4, **how)
 
     def learn(self, kind: str, seed: int, folder: Path) -> None:
-        given, images = self.given, onefold.training.budget.Budget.parse(self.given.budget).images
+        given, images = self.given, Budget.parse(self.given.budget).images
         names = {"kind": kind, "seed": seed, "images": images, "share": given.share}
         if self.has(**names):
             return
@@ -222,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher")
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--reference", help="images or statistics, if not those beside the teacher")
+    parser.add_argument("--reference", help="statistics of features, if not those beside the teacher")
     parser.add_argument("--kinds", nargs="+", default=["gdd", "gdd_i", "scratch", "random", "drawn", STAGES])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budget", default="128k")
@@ -237,7 +250,7 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, help="plot what is known against images seen, and do nothing else")
     parser.add_argument("--table", action="store_true", help="print the table and do nothing else")
     given = parser.parse_args()
-    given.set = onefold.settings.parse_assignments(given.set)
+    given.set = parse_assignments(given.set)
     table = Table(given.teacher, given)
     if given.table:
         print("\n".join(markdown(table.name)))
