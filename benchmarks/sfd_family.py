@@ -28,6 +28,7 @@ from onefold.errors import UserError
 from onefold.gits import FINE as TUNED_FROM
 from onefold.gits import fine_levels, measure_jumps
 from onefold.losses import root_mean_square
+from onefold.methods.base import in_calls
 from onefold.pictures import labelled_rows, save_png
 from onefold.solvers import SOLVERS, get_solver
 from onefold.student import Student, load_student
@@ -98,7 +99,7 @@ class Family:
         for calls in student.counts:
             names = {"kind": kind, "calls": calls, "seed": seed}
             drawn = student.sample(self.count, first=UNSEEN, calls=calls)
-            self.drawn[f"{NAMES[kind]}\n{calls} calls"] = drawn
+            self.drawn[f"{NAMES[kind]}\n{in_calls(calls)}"] = drawn
             if not self.has(**names):
                 self.add(drawn, **names, cost=student.recipe["cost"], settings=settings_of(student))
 
