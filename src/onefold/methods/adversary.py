@@ -70,6 +70,9 @@ class AdversarySettings(DistillSettings):
         "auto",
         description="levels of the noise on what it sees: lognormal (EDM's in training), karras (even on its grid) or none; auto is lognormal with teacher and random, else none",
     )
+    noise_median: float = Field(
+        0.3, gt=0, description="with noise=lognormal: the level that half of them lie below (EDM's in training: 0.3)"
+    )
     adversarial: Adversarial = Field(
         "non_saturating", description="loss: non_saturating (as published), hinge or relativistic"
     )
@@ -112,6 +115,7 @@ class AdversarySettings(DistillSettings):
         used = {
             "discriminator_weights": (timm, "timm's networks"),
             "discriminator_size": (timm, "timm's networks"),
+            "noise_median": (self.noise_seen == "lognormal", "noise=lognormal"),
             "penalty_weight": (self.penalty != "none", "a penalty"),
             "penalty_shift": (self.penalty == "approximate", "penalty=approximate"),
             "penalty_every": (self.penalty == "r1", "penalty=r1"),
@@ -159,7 +163,8 @@ class Adversary:
     def sigmas(self, u: Tensor) -> Tensor:
         """Levels from uniform numbers; of networks of whole times such as they know."""
         low, high = self.process.sigma_min, min(self.process.sigma_top, KARRAS_TOP)
-        levels = karras(u, low, high) if self.settings.noise_seen == "karras" else lognormal(u, low, high)
+        chosen = self.settings
+        levels = karras(u, low, high) if chosen.noise_seen == "karras" else lognormal(u, chosen.noise_median, low, high)
         if self.teacher.continuous_time:
             return levels
         return self.process.sigma(self.process.time(levels).round())
@@ -270,10 +275,10 @@ def of_fake(batch: Batch, turn: int) -> Tensor | None:
     return None if noise is None else noise[:, turn]
 
 
-def lognormal(u: Tensor, low: float, high: float) -> Tensor:
-    """EDM's levels of training: ln sigma ~ N(-1.2, 1.2^2), cut to the range."""
-    logs: Tensor = 1.2 * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)) - 1.2
-    return logs.exp().clamp(low, high)
+def lognormal(u: Tensor, median: float, low: float, high: float) -> Tensor:
+    """As EDM's of training, where ln sigma ~ N(-1.2, 1.2^2), about another median if wished; cut to the range."""
+    logs: Tensor = 1.2 * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))
+    return (median * logs.exp()).clamp(low, high)
 
 
 def karras(u: Tensor, low: float, high: float) -> Tensor:
