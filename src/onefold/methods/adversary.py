@@ -68,10 +68,10 @@ class AdversarySettings(DistillSettings):
     classes_seen: bool = Field(True, description="heads hear the class too, where there are classes")
     noise: Noise = Field(
         "auto",
-        description="levels of the noise on what it sees: lognormal (EDM's in training), karras (even on its grid) or none; auto is lognormal with teacher and random, else none",
+        description="levels of the noise on what it sees: lognormal, karras (even on its grid) or none; auto is lognormal with teacher and random, else none",
     )
     noise_median: float = Field(
-        0.3, gt=0, description="with noise=lognormal: the level that half of them lie below (EDM's in training: 0.3)"
+        0.1, gt=0, description="with noise=lognormal: the level that half of them lie below (EDM's in training: 0.3)"
     )
     adversarial: Adversarial = Field(
         "non_saturating", description="loss: non_saturating (as published), hinge or relativistic"
@@ -84,7 +84,7 @@ class AdversarySettings(DistillSettings):
     penalty_shift: float = Field(0.02, gt=0, description="standard deviation of the shift of the approximate penalty")
     penalty_every: int = Field(16, ge=1, description="r1 alone: every so many steps, with so many times its weight")
     lr_discriminator: float = Field(
-        4e-4, gt=0, description="of the discriminator's Adam; published are 1e-4 (CIFAR-10) and 4e-5"
+        1e-3, gt=0, description="of the discriminator's Adam; published are 1e-4 (CIFAR-10) and 4e-5"
     )
 
     @model_validator(mode="after")

@@ -79,7 +79,13 @@ PRESETS = {
         "penalty_weight": 10.0,
         "penalty_shift": 0.02,
     }
-    | {"discriminator": "teacher", "noise": "lognormal", "adversarial": "non_saturating", "schedule": "constant"},
+    | {
+        "discriminator": "teacher",
+        "noise": "lognormal",
+        "noise_median": 0.3,
+        "adversarial": "non_saturating",
+        "schedule": "constant",
+    },
 }
 # preset -> FID with one call
 PUBLISHED = {
