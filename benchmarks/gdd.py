@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from pairs import save
-from sfd_family import forwards
+from sfd_family import forwards as of_sfd
 from sfddm import known, spread
 
 import onefold
@@ -201,9 +201,14 @@ def costs(group: list[dict[str, Any]]) -> list[str]:
         return ["-"] * 3
     return [
         f"{mean(cost['images'] for cost in spent):,.0f}",
-        f"{mean(map(forwards, spent)):,.0f}",
+        f"{mean(map(of_sfd if group[0]['kind'] == STAGES else forwards, spent)):,.0f}",
         f"{mean(cost['seconds'] for cost in spent):,.0f}",
     ]
+
+
+def forwards(cost: dict[str, Any]) -> int:
+    """Of two calls of the generator one is trained, which is about three; the teacher's encoder counts as all of it, heads do not."""
+    return 2 * int(cost["calls"]["student"]) + int(cost["calls"].get("teacher", 0))
 
 
 def plot(name: str, path: Path) -> None:

@@ -72,6 +72,14 @@ def test_the_table_of_sfd_s_family_is_made_from_its_results(teacher: str, monkey
     )
 
 
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_the_table_of_gdd_is_made_from_its_results(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    markdown = runpy.run_path(str(ROOT / "benchmarks" / "gdd.py"))["markdown"]
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    assert "\n".join(markdown(f"gdd_{teacher}")) in page, "write `python benchmarks/gdd.py TEACHER --table` there"
+
+
 def test_students_of_sfd_come_nearer_than_any_solver_and_one_for_all_counts_as_near_as_one_for_each() -> None:
     rows = json.loads((ROOT / "benchmarks" / "results" / "sfd_family_digits8.json").read_text())["rows"]
 
