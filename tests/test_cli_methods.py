@@ -113,7 +113,10 @@ def test_plan_is_of_each_fold_and_of_all(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--data", "digits"], "method 'sfd' has no setting 'data'; leave it out, or use sfddm or gdd or progressive"),
+        (
+            ["--data", "digits"],
+            "method 'sfd' has no setting 'data'; leave it out, or use sfddm or gdd or progressive or consistency",
+        ),
         (["--set", "phi=uniform"], "method 'sfd' has no setting 'phi'; leave it out, or use sfddm"),
         (["--method", "sfddm", "--set", "start=8"], "method 'sfddm' has no setting 'start'; .* use progressive"),
         (["--method", "progressive", "--set", "strat=8"], "unknown setting 'strat'; did you mean 'start'"),

@@ -19,6 +19,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "sfddm": ("onefold.methods.sfddm", "SFDDM", "SFDDMSettings"),
     "gdd": ("onefold.methods.gdd", "GDD", "GDDSettings"),
     "progressive": ("onefold.methods.progressive", "Progressive", "ProgressiveSettings"),
+    "consistency": ("onefold.methods.consistency", "Consistency", "ConsistencySettings"),
 }
 
 
