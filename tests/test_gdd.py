@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import onefold
 import plane
 import small
 from onefold import seeds
+from onefold.bench.evaluate import tell_apart
+from onefold.cli import distill as commands
 from onefold.denoiser import Denoiser
 from onefold.distilling import choose, distill, plan
 from onefold.errors import UserError
@@ -376,6 +379,39 @@ def test_what_comes_out(tmp_path: Path) -> None:
     assert evidence["teacher"]["value"] < evidence["solvers"][evidence["best_solver"]]
     student.export(tmp_path / "shipped")
     assert (tmp_path / "shipped" / "model_index.json").is_file()
+
+
+def test_the_closing_lines_go_by_the_best_that_is_kept() -> None:
+    fine = {"calls": 20, "value": 0.1}
+    evidence = {
+        "measure": "to the data",
+        "images": 9,
+        "student": 1.9,
+        "best_solver": "euler",
+        "solvers": {"euler": 0.7},
+        "teacher": fine,
+    }
+    bad, earlier = commands.compared(evidence), {"best": 0.4, "images": 64, "folder": "runs/x/best"}
+    assert "in 20 calls 0.1000" in bad and "free and comes nearer" in bad
+    good = commands.compared(evidence, "", earlier)
+    assert "runs/x/best holds that one" in good and "free and comes nearer" not in good
+
+
+def test_a_student_that_does_not_imitate_says_so(teacher: Denoiser) -> None:
+    said: list[str] = []
+    method = gdd(teacher)
+    student = method.sampler(method.networks)
+    assert student.imitates
+    told_apart = replace(student, recipe={"evidence": {"teacher": {"calls": 20, "value": 0.1}}})
+    for one in (student, told_apart):
+        tell_apart(one, said.append)
+    assert len(said) == 1 and "do not judge it" in said[0]
+
+
+def test_data_that_is_too_small_is_told_what_is_needed(teacher: Denoiser, tmp_path: Path) -> None:
+    np.savez(tmp_path / "tiny.npz", images=np.zeros((4, 4, 4, 1), dtype=np.uint8))
+    with pytest.raises(UserError, match="makes 8x8 images, give data at least as large"):
+        gdd(teacher, data=str(tmp_path / "tiny.npz"))
 
 
 def test_several_calls_take_turns(teacher: Denoiser) -> None:

@@ -101,6 +101,11 @@ class Student:
         return replace(self, denoiser=denoiser, grid=chosen.grid, recipe=recipe, picture=None, variants={})
 
     @property
+    def imitates(self) -> bool:
+        """Whether it was asked for its teacher's image from the same noise; otherwise for images like the data's."""
+        return not self.recipe.get("evidence", {}).get("teacher")
+
+    @property
     def way(self) -> dict[str, Any]:
         """How to sample it, as arguments of `onefold.sample`."""
         return {"solver": "euler", "grid": self.grid, "afs": self.afs}

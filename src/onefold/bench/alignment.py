@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from onefold.bench.evaluate import tell_apart
 from onefold.bench.same_noise import Meter, Trio, open_pair
 from onefold.bench.ways import FINE
 from onefold.denoiser import Denoiser
@@ -101,6 +102,7 @@ def align(
     how: dict[str, Any] = {"device": device, "precision": precision, "tell": tell or (lambda _: None)}
     pupil, owner = open_pair(student, teacher, prompts, **how)
     pupil = pupil if calls is None else pupil.at(calls)
+    tell_apart(pupil, how["tell"])
     if out is not None and (len(owner.image_shape) != 3 or owner.image_shape[0] not in (1, 3)):
         raise UserError(f"{owner.name!r} makes no pictures but {shape_text(owner.image_shape)}; leave the folder out")
     work = count * (3 * pupil.calls + FINE[1]) + len(kinds) * pairs * frames * (pupil.calls + FINE[1])

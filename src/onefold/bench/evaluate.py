@@ -86,6 +86,7 @@ def evaluate(
     ask = partial(ask, prompts=None) if hears and extractor != "clip" else ask  # for the model, not for CLIP
     if isinstance(model, Student):
         ask = partial(ask, students=[model], tell=say)
+        tell_apart(model, say)
         refuse({**asked, "teacher": None, "calls": None}, f"student {model.name} has its own solver and grid")
         chosen = student_way(model.at(model.calls if calls is None else calls))
     else:
@@ -94,6 +95,14 @@ def evaluate(
     owner = teacher_of(chosen, teacher, say)
     owner = None if owner is None else told_teacher(owner, prompts)
     return way_measured(chosen, owner, COUNT if count is None else count, ask, bench)
+
+
+def tell_apart(student: Student, tell: Tell) -> None:
+    """What distances to the teacher say of a student that does not imitate it."""
+    if not student.imitates:
+        tell(
+            f"{student.name} learned to make images like the data's, not its teacher's from the same noise: distances to the teacher do not judge it"
+        )
 
 
 def check_count(count: int | None, data: ImageData | None, source: object) -> None:

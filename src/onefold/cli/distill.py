@@ -107,30 +107,32 @@ def run(values: dict[str, Any], *, as_json: bool) -> None:
         return
     more, shipped = uses(student, settings)
     cost, evidence = student.recipe["cost"], student.recipe["evidence"]
+    earlier = None if student.variants else nearer(Path(settings.out), evidence["student"])
+    used = folder if earlier is None else Path(settings.out) / "best"
     numbers = " or ".join(map(str, student.counts))
     say(
         f"A student of {numbers} call{'s' * (numbers != '1')} is in {folder} ({cost['images']:,} images{in_runs(cost)}, {cost['seconds']:.0f} s).\n"
         + "".join(
-            compared(student.at(calls).recipe["evidence"], f"{calls} calls. " if student.variants else "")
+            compared(student.at(calls).recipe["evidence"], f"{calls} calls. " if student.variants else "", earlier)
             for calls in student.counts
         )
-        + (nearer(Path(settings.out), evidence["student"]) if not student.variants else "")
         + (f"Published: {student.recipe['published']}.\n" if student.recipe["published"] else "")
         + f"Beside its control: {folder / PICTURE}\n"
-        f"Use it: {program()} sample {shlex.quote(str(folder))} {more} --out pictures.png"
-        + (f"\nShip it: {program()} export {shlex.quote(str(folder))} --out my-student" if shipped else "")
+        f"Use it: {program()} sample {shlex.quote(str(used))} {more} --out pictures.png"
+        + (f"\nShip it: {program()} export {shlex.quote(str(used))} --out my-student" if shipped else "")
     )
 
 
 STRIDED = "euler on the same levels"  # as in methods/chain.py, which is not imported for a name
 TO_TEACHER = "Distance to the teacher's fine solution, {images} images from the same noise"
+ON_THE_WAY = "On the way it was nearer, {best:.4f} after {images:,} images: {folder} holds that one.\n"
 FARTHER = "That solver is free and comes nearer: give the student more budget, or ship the solver.\n"
 
 
 SAID = ("cost", "evidence", "by_calls", "first_stage")
 
 
-def compared(evidence: Mapping[str, Any], which: str = "") -> str:
+def compared(evidence: Mapping[str, Any], which: str = "", earlier: Mapping[str, Any] | None = None) -> str:
     """The student, its teacher in DDIM steps on the same levels where the method tells it, and the best that is free."""
     solvers, best, student = evidence["solvers"], evidence["best_solver"], evidence["student"]
     ddim = f", DDIM of the teacher on its levels {solvers[STRIDED]:.4f}" if STRIDED in solvers else ""
@@ -139,12 +141,14 @@ def compared(evidence: Mapping[str, Any], which: str = "") -> str:
     top = f", the teacher in {fine['calls']} calls {fine['value']:.4f}" if fine else ""
     return (
         f"{which}{measure or TO_TEACHER.format(**evidence)}: student {student:.4f}{ddim}, best solver at as many calls "
-        f"{solvers[best]:.4f} ({best}){top}.\n" + (FARTHER if student > solvers[best] else "")
+        f"{solvers[best]:.4f} ({best}){top}.\n"
+        + ("" if earlier is None else ON_THE_WAY.format(**earlier))
+        + (FARTHER if min(student, earlier["best"] if earlier else student) > solvers[best] else "")
     )
 
 
-def nearer(out: Path, distance: float) -> str:
-    """Whether an earlier state of the run came nearer to the teacher than the last."""
+def nearer(out: Path, distance: float) -> dict[str, Any] | None:
+    """The earlier state of the run that is kept, where it came nearer than the last."""
     from onefold.files import read_json
     from onefold.student import RECIPE
 
@@ -152,8 +156,8 @@ def nearer(out: Path, distance: float) -> str:
     found = read_json(kept) if kept.is_file() else {}
     best = found.get("evidence", {}).get("student")
     if best is None or best >= 0.95 * distance:
-        return ""
-    return f"On the way it was nearer, {best:.4f} after {found['cost']['images']:,} images: {kept.parent} holds that one.\n"
+        return None
+    return {"best": best, "images": found["cost"]["images"], "folder": kept.parent}
 
 
 def uses(student: Student, settings: Any) -> tuple[str, bool]:

@@ -254,6 +254,6 @@ def report(facts: dict[str, Any], *, as_json: bool) -> None:
         return
     beside = f"; the states on the way are in {facts['latents']}" if facts["latents"] else ""
     say(
-        f"{facts['count']} images with {facts['counted_calls']:g} calls each ({facts['solver']} on {facts['grid']}), "
+        f"{facts['count']} images with {facts['counted_calls']:g} call{'s' * (facts['counted_calls'] != 1)} each ({facts['solver']} on {facts['grid']}), "
         f"{facts['seconds']:.1f} s, {facts['images_per_second']:.1f} images/s, are in {facts['out']}{beside}"
     )

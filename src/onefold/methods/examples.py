@@ -50,7 +50,15 @@ def fitting(teacher: Denoiser, source: str) -> ImageData:
     if len(shape) != 3:
         raise UserError(f"{teacher.name!r} makes no pictures but {shape}, so no data can be read for it; leave it out")
     channels, height, width = shape
-    data = load_data(source, size=height if height == width else None, channels=channels)
+    try:
+        data = load_data(source, size=height if height == width else None, channels=channels)
+    except UserError as error:
+        told, _, remedy = str(error).partition(";")
+        if "--size" not in remedy:
+            raise
+        raise UserError(
+            f"{told}; {teacher.name!r} makes {height}x{width} images, give data at least as large"
+        ) from None
     if tuple(data.shape) != shape:
         raise UserError(
             f"the data's images are {data.shape}, those of {teacher.name!r} {shape}; give data of that shape"

@@ -41,7 +41,7 @@ class Outlook:
         calls = " and ".join(f"{count:g} of the {name}" for name, count in self.calls.items())
         rate = self.batch_size / self.seconds_per_batch
         return (
-            f"expected: {self.images:,} images in about {duration(self.seconds)} ({rate:.3g} images/s, "
+            f"expected: {self.images:,} images in about {duration(self.seconds)}, validation aside ({rate:.3g} images/s, "
             f"{calls} calls each), {self.memory / 2**30:.2f} GiB at the peak on {self.device}"
         )
 
