@@ -49,6 +49,7 @@ Penalty = Literal["approximate", "r1", "none"]
 class AdversarySettings(DistillSettings):
     """Settings of methods with a discriminator."""
 
+    log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl: the game is to be watched")
     discriminator: str = Field(
         "teacher",
         description="what it looks through: teacher (the frozen teacher's features), random (such a network with random weights), scratch (nothing, it learns alone), "

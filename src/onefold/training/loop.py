@@ -165,7 +165,7 @@ class Engine:
 
     def after_step(self) -> None:
         due = self.pace.tick(self.images)
-        if self.step % self.settings.log_every == 0 or "sample" in due:
+        if self.step % self.settings.log_every == 0:
             self.write_log()
         self.report(self.images, self.expected_images, **self.facts)
         if "sample" in due:
