@@ -215,7 +215,8 @@ def plot(name: str, path: Path) -> None:
     """Distance against images seen, all seeds of each variant, from the runs' own validation."""
     import matplotlib.pyplot as plt
 
-    rows = [row for row in known(name) if "curve" in row]
+    # of a part of the data the runs measured the distance to that part
+    rows = [row for row in known(name) if "curve" in row and row["share"] == 1]
     figure, axes = plt.subplots(figsize=(7, 4.2))
     for number, group in enumerate(grouped(rows)):
         for row in group:
