@@ -92,7 +92,16 @@ def steps_logged(out: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize(("moment", "part"), [(1, ""), (1, ".step-"), (6, ".step-"), (13, ".step-"), (2, ".teacher.")])
+@pytest.mark.parametrize(
+    ("moment", "part"),
+    [
+        pytest.param(1, "", marks=pytest.mark.slow),
+        (1, ".step-"),
+        pytest.param(6, ".step-", marks=pytest.mark.slow),
+        (13, ".step-"),
+        (2, ".teacher."),
+    ],
+)
 def test_killed_while_it_writes(tmp_path: Path, uninterrupted: dict[str, Any], moment: int, part: str) -> None:
     out = tmp_path / "run"
     dying = [sys.executable, "-c", DYING, str(moment), part, *ARGUMENTS, "--out", str(out)]

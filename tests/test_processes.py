@@ -55,6 +55,7 @@ def test_two_processes_equal_one(tmp_path: Path, one: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "two" / "samples").iterdir()) == [f"{n:010d}.png" for n in (0, 160, 320)]
 
 
+@pytest.mark.slow
 def test_two_micro_batches_equal_one(tmp_path: Path, one: Path) -> None:
     done = run([sys.executable, "-m", "onefold"], tmp_path / "two", "--set", "micro_batches=2")
     assert done.returncode == 0, done.stderr
@@ -116,6 +117,7 @@ def test_a_failure_of_one_stops_all_with_its_message(tmp_path: Path) -> None:
     assert "SIGTERM" in done.stderr or "Stopping" in done.stderr or "exitcode" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_the_time(tmp_path: Path) -> None:
     """A budget in time ends both at the same step, or one of them would wait for ever."""
     done = run(TORCHRUN, tmp_path / "two", "--budget", "3s", "--set", "log_every=1")

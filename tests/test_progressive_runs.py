@@ -246,6 +246,7 @@ def test_killed_in_the_second_fold(tmp_path: Path) -> None:
     assert cost["images"] == 3_200 and cost["calls"]["teacher"] == 1600 * 12
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(run: tuple[Path, Student, list[str]], tmp_path: Path) -> None:
     """They agree on who prepares the folders, and each begins a fold when all have the last one's student."""
     words = ["small:teacher", "--method", "progressive", "--calls", "2", "--budget", "96", "--batch-size", "16"]

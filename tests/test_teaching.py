@@ -177,6 +177,7 @@ def test_nan_in_the_data_is_named(tmp_path: Path) -> None:
         teach(tmp_path / "bad.npz", out=tmp_path / "run", **SMALL)
 
 
+@pytest.mark.slow
 def test_no_space_loses_nothing(tmp_path: Path) -> None:
     """A real process whose files may not grow beyond 50 kB: one sentence, and the same command goes on afterwards."""
     out = tmp_path / "run"
