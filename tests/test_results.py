@@ -40,11 +40,13 @@ def test_a_bundled_teacher_s_card_is_made_from_its_results(teacher: str) -> None
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)
-def test_the_table_of_sfddm_is_made_from_its_results(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("benchmark", ["sfddm", "sfd_family", "gdd"])
+def test_a_table_is_made_from_its_results(benchmark: str, teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    markdown = runpy.run_path(str(ROOT / "benchmarks" / "sfddm.py"))["markdown"]
+    markdown = runpy.run_path(str(ROOT / "benchmarks" / f"{benchmark}.py"))["markdown"]
     page = (ROOT / "benchmarks" / "README.md").read_text()
-    assert "\n".join(markdown(f"sfddm_{teacher}")) in page, "write `python benchmarks/sfddm.py TEACHER --table` there"
+    table = "\n".join(markdown(f"{benchmark}_{teacher}"))
+    assert table in page, f"write `python benchmarks/{benchmark}.py TEACHER --table` there"
 
 
 def test_roll_outs_are_nearer_than_ddim_and_no_farther_than_folds_at_three_times_the_cost() -> None:
@@ -60,24 +62,6 @@ def test_roll_outs_are_nearer_than_ddim_and_no_farther_than_folds_at_three_times
         assert mean("rollout", calls, "forwards") < mean("progressive", calls, "forwards") / 2.9
     for calls in (16, 8, 4, 2):
         assert mean("paper", calls, "to_strided") < 0.3 * mean("paper", calls, "strided_to_fine")
-
-
-@pytest.mark.parametrize("teacher", TEACHERS)
-def test_the_table_of_sfd_s_family_is_made_from_its_results(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    markdown = runpy.run_path(str(ROOT / "benchmarks" / "sfd_family.py"))["markdown"]
-    page = (ROOT / "benchmarks" / "README.md").read_text()
-    assert "\n".join(markdown(f"sfd_family_{teacher}")) in page, (
-        "write `python benchmarks/sfd_family.py TEACHER --table`"
-    )
-
-
-@pytest.mark.parametrize("teacher", TEACHERS)
-def test_the_table_of_gdd_is_made_from_its_results(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    markdown = runpy.run_path(str(ROOT / "benchmarks" / "gdd.py"))["markdown"]
-    page = (ROOT / "benchmarks" / "README.md").read_text()
-    assert "\n".join(markdown(f"gdd_{teacher}")) in page, "write `python benchmarks/gdd.py TEACHER --table` there"
 
 
 def test_students_of_sfd_come_nearer_than_any_solver_and_one_for_all_counts_as_near_as_one_for_each() -> None:

@@ -66,6 +66,10 @@ class ChainSettings(DistillSettings):
     )
     clip: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
 
+    def rate(self, progress: float) -> float:
+        falling = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+        return self.lr * falling[self.schedule]
+
 
 class Chain(Distillation):
     """A student whose T' steps each learn the teacher's `parts` steps in the same interval."""
@@ -151,8 +155,7 @@ class Chain(Distillation):
         return distance(self.settings.loss, scale * denoised, scale * target, "mean")
 
     def learning_rate(self, _optimizer: str, _images: int, progress: float) -> float:
-        falling = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
-        return self.settings.lr * falling[self.settings.schedule]
+        return self.settings.rate(progress)
 
     # -- what it is looked at beside -------------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ The gap from t to r is halved again and again over the run: K halves, or a rises
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from typing import Literal, Self
 
@@ -263,5 +262,4 @@ class Consistency(Distillation):
             average.lerp_(now, change) if average.is_floating_point() else average.copy_(now)
 
     def learning_rate(self, _optimizer: str, _images: int, progress: float) -> float:
-        falling = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
-        return self.settings.lr * falling[self.settings.schedule]
+        return self.settings.rate(progress)

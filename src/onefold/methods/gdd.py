@@ -73,17 +73,15 @@ PRESETS = {
     "paper_64": published([DEIT, LITE], "10M", 256, 2e-5, 4e-5),
     "paper_imagenet64": published([DEIT, LITE], "10M", 512, 8e-6, 4e-5),
     "offline": {
-        "lr": 1e-4,
-        "lr_discriminator": 1e-4,
-        "penalty": "approximate",
-        "penalty_weight": 10.0,
-        "penalty_shift": 0.02,
-    }
-    | {
         "discriminator": "teacher",
         "noise": "lognormal",
         "noise_median": 0.3,
         "adversarial": "non_saturating",
+        "penalty": "approximate",
+        "penalty_weight": 10.0,
+        "penalty_shift": 0.02,
+        "lr": 1e-4,
+        "lr_discriminator": 1e-4,
         "schedule": "constant",
     },
 }
@@ -186,7 +184,7 @@ class GDD(Distillation):
         if settings.data is not None:
             self.take(fitting(self.told, settings.data))
         else:
-            calls = settings.drawn * draw_calls(self.target) * (1 + (settings.guidance != 1))
+            calls = settings.drawn * cost_of_drawing(self.target)
             self.notes = (
                 *self.notes,
                 f"without data: {settings.drawn:,} images are drawn from the teacher first, {calls:,} calls",
@@ -305,9 +303,8 @@ class GDD(Distillation):
             self.validate(networks)
         if calls not in self.beside:
             scores = {name: gauge(self.sampled(count=count, **way)) for name, way in self.controls(calls).items()}
-            most = draw_calls(self.standard)
-            best = gauge(self.sampled(count=count, solver=DRAW_SOLVER, calls=most))
-            cost = most * (1 + (self.settings.guidance != 1))
+            best = gauge(self.sampled(count=count, solver=DRAW_SOLVER, calls=draw_calls(self.standard)))
+            cost = cost_of_drawing(self.standard)
             self.beside[calls] = {
                 "best_solver": min(scores, key=lambda name: scores[name]),
                 "solvers": scores,
@@ -342,6 +339,11 @@ def draw_calls(teacher: Denoiser) -> int:
     return calls_at_most(teacher, DRAW_CALLS)
 
 
+def cost_of_drawing(teacher: Denoiser) -> int:
+    """Network calls of an image: guidance makes two of one."""
+    return draw_calls(teacher) * (1 + (teacher.guidance != 1))
+
+
 def drawn_from(teacher: Denoiser, count: int, seed: int, folder: Path | None, progress: Progress) -> ImageData:
     """A teacher's images from noise of their own, kept in the run folder with what they cost."""
     apart, calls = seeds.mix(seed, seeds.NOISE) >> 1, draw_calls(teacher)
@@ -349,7 +351,7 @@ def drawn_from(teacher: Denoiser, count: int, seed: int, folder: Path | None, pr
     begin = time.monotonic()
     data = teacher_data(teacher, count, solver=DRAW_SOLVER, calls=calls, seed=apart, cache=cache, progress=progress)
     if spent is not None and not spent.exists():
-        network_calls = count * calls * (1 + (teacher.guidance != 1))
+        network_calls = count * cost_of_drawing(teacher)
         spent.write_text(json.dumps({"calls": network_calls, "seconds": round(time.monotonic() - begin, 1)}) + "\n")
     return data
 
