@@ -318,7 +318,8 @@ class GDD(Distillation):
         if cost and self.settings.data is None and spent.is_file():
             before = read_json(spent)
             calls = {**cost["calls"], "teacher": cost["calls"].get("teacher", 0) + before["calls"]}
-            cost = {**cost, "calls": calls, "seconds": round(cost["seconds"] + before["seconds"], 1)}
+            seconds, forwards = round(cost["seconds"] + before["seconds"], 1), cost["forwards"] + before["calls"]
+            cost = {**cost, "calls": calls, "forwards": forwards, "seconds": seconds}
         student = super().as_student({"student": networks["student"]}, cost)
         return replace(student, recipe={**student.recipe, **({"frozen": self.frozen_line} if self.frozen_line else {})})
 

@@ -14,4 +14,8 @@ def added(before: Mapping[str, Any], now: Mapping[str, Any], each: str, calls: i
     sums = {key: round(before[key] + now[key], 1) for key in ("images", "steps", "seconds")}
     names = before["calls"].keys() | now["calls"].keys()
     network_calls = {name: before["calls"].get(name, 0) + now["calls"].get(name, 0) for name in sorted(names)}
+    if "forwards" in before:
+        sums["forwards"] = before["forwards"] + now["forwards"]
+    else:  # of a run by an earlier version, nobody knows
+        now = {key: value for key, value in now.items() if key != "forwards"}
     return {**now, **sums, "calls": network_calls, each: [*before.get(each, ()), own]}

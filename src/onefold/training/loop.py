@@ -67,7 +67,7 @@ class Engine:
             {n: method.networks[n] for n in method.averaged}, settings.ema_half_life, settings.ema_share
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.window, self.facts, self.calls = Window(), dict[str, Any](), dict[str, float]()
+        self.window, self.facts, self.calls, self.forwards = Window(), dict[str, Any](), dict[str, float](), 0.0
         self.step, self.best, self.looked, self.saved, self.followed = 0, float("inf"), -1, -1, -1
         self.broken = {name: torch.zeros((), dtype=torch.bool, device=self.device) for name in method.optimizers}
         self.pace = Pace(self.world, self.device)
@@ -138,7 +138,7 @@ class Engine:
                     self.train_step(next(batches))
                 if watch.tick():
                     self.tell(self.outlook(watch).line)
-                self.calls = watch.calls
+                self.calls, self.forwards = watch.calls, watch.forwards
                 self.after_step()
 
     def rehearse(self) -> Outlook:
@@ -207,6 +207,7 @@ class Engine:
             "steps": self.step,
             "seconds": round(self.pace.seconds, 1),
             "calls": {name: round(each * self.images) for name, each in self.calls.items()},
+            "forwards": round(self.forwards * self.images),  # of the teacher, as much work as all of it
             "processes": self.world,
             "device": str(self.device),
         }

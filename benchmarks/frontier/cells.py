@@ -1,0 +1,170 @@
+"""One cell of the frontier: one student, trained with a budget in forward passes, and what it is worth on noise that no training has seen.
+
+python benchmarks/frontier/cells.py FOLDER          # reads cell.json in it and writes result.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from entries import DATA, ENTRIES, Stage
+from torch import Tensor
+
+import onefold
+from onefold.bench.ways import FINE
+from onefold.data import to_uint8
+from onefold.denoiser import Denoiser
+from onefold.errors import UserError
+from onefold.losses import root_mean_square
+from onefold.student import Student, load_student
+
+CELL, RESULT, SHOWN = "cell.json", "result.json", "shown.npz"
+# The first images by which settings are chosen, and of the comparison; training watches others, of other seeds.
+CHOICE, UNSEEN = 500_000, 1_000_000
+METRICS = ("fd", "precision", "recall", "fd[pixels]")
+COLUMNS = 12  # images that are kept to be shown
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cells of a comparison have in common."""
+
+    teacher: str
+    data: str
+    references: tuple[str, ...]
+    count: int
+    device: str = "cpu"
+    extractor: str | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student to be made."""
+
+    entry: str
+    calls: int  # of a student of several, the most
+    budget: int  # in forward passes of the teacher
+    candidate: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.entry}_{self.calls}_{self.budget}_{self.candidate}_{self.seed}"
+
+    @property
+    def stages(self) -> list[Stage]:
+        return ENTRIES[self.entry].candidates(self.calls)[self.candidate]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def train(cell: Cell, bench: Bench, folder: Path) -> Student:
+    """Each stage gets as many images as its share of the budget pays for."""
+    teacher: str = bench.teacher
+    for number, stage in enumerate(cell.stages):
+        out = folder / f"stage_{number}"
+        settings = {key: bench.data if value == DATA else value for key, value in stage.settings.items()}
+        common: dict[str, Any] = {"device": bench.device, "watched": 4, "seed": cell.seed}
+        settings = {**common, **settings}
+        if not (out / "student").is_dir():
+            images = affordable(teacher, stage.method, settings, cell.budget * stage.share)
+            quiet: dict[str, Any] = {"sample_every": "10h", "log_every": 1000}
+            onefold.distill(teacher, stage.method, out=out, budget=str(images), **quiet, **settings)
+        teacher = str(out)
+    return load_student(out, device=bench.device, precision="fp32")
+
+
+def affordable(teacher: str, method: str, settings: dict[str, Any], forwards: float) -> int:
+    """Images for each run of a method, from the work that a few of its steps ask for, which does not depend on the batch."""
+    few = {"batch_size": 4, "budget": "4", **({"pieces": 1} if "pieces" in settings else {})}
+    outlook = onefold.plan(teacher, method, **{**settings, **few})
+    each = forwards / (outlook.forwards * max(1, len(outlook.stages)))
+    return max(batch_of(method, settings), round(each))
+
+
+def batch_of(method: str, settings: dict[str, Any]) -> int:
+    rows = {row["name"]: row["default"] for row in onefold.methods()[method]["settings"]}
+    return int(settings.get("batch_size", rows["batch_size"]))
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def fine_solution(teacher: Denoiser, first: int, count: int, cache: Path) -> Tensor:
+    """The teacher's, kept for all cells; whoever comes first draws it."""
+    path = cache / f"fine_{first}_{count}.npz"
+    if not path.exists():
+        images = onefold.sample(teacher, count, solver=FINE[0], calls=FINE[1], first=first)
+        draft = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(draft, images=images.numpy())
+        draft.rename(path)
+    return torch.from_numpy(np.load(path)["images"])
+
+
+def scores_of(images: Tensor, bench: Bench) -> dict[str, Any]:
+    """Distances to the data, by the names of their features."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.npz"
+        np.savez(path, images=to_uint8(images).permute(0, 2, 3, 1).numpy())
+        weights = None if bench.weights is None else Path(bench.weights)
+        how: dict[str, Any] = {"extractor": bench.extractor, "weights": weights, "device": bench.device}
+        found = onefold.evaluate(path, reference=list(bench.references), metrics=METRICS, **how)
+    scores: dict[str, Any] = found["scores"]
+    return {name: {key: score[key] for key in ("value", "spread", "floor")} for name, score in scores.items()}
+
+
+def measured(images: Tensor, fine: Tensor, bench: Bench) -> dict[str, Any]:
+    return {"rmse": root_mean_square(images, fine), "scores": scores_of(images, bench)}
+
+
+def measure(student: Student, calls: int, fines: dict[int, Tensor], bench: Bench) -> dict[str, Any]:
+    drawn = {first: student.sample(len(fine), first=first, calls=calls) for first, fine in fines.items()}
+    chosen_by, found = (measured(drawn[first], fines[first], bench) for first in (CHOICE, UNSEEN))
+    fd = next(iter(chosen_by["scores"].values()))["value"]
+    return {"calls": calls, **found, "choice": {"rmse": chosen_by["rmse"], "fd": fd}}
+
+
+def fines_of(bench: Bench, cache: Path) -> dict[int, Tensor]:
+    teacher = onefold.load_teacher(bench.teacher, device=bench.device, precision="fp32")
+    return {first: fine_solution(teacher, first, bench.count, cache) for first in (CHOICE, UNSEEN)}
+
+
+def run(cell: Cell, bench: Bench, folder: Path, cache: Path) -> dict[str, Any]:
+    """The row of every number of calls, or why there is none."""
+    try:
+        student = train(cell, bench, folder)
+    except UserError as error:
+        return {**asdict(cell), "failed": str(error)}
+    fines = fines_of(bench, cache)
+    rows = [measure(student, calls, fines, bench) for calls in student.counts]
+    shown = {str(calls): student.sample(COLUMNS, first=UNSEEN, calls=calls).numpy() for calls in student.counts}
+    np.savez(folder / SHOWN, **shown)
+    told = {"stages": [asdict(stage) for stage in cell.stages], "cost": student.recipe["cost"]}
+    return {**asdict(cell), **told, "rows": rows}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    given = json.loads((folder / CELL).read_text())
+    bench = Bench(**{**given["bench"], "references": tuple(given["bench"]["references"])})
+    result = run(Cell(**given["cell"]), bench, folder, folder.parent)
+    draft = folder / "result.draft"
+    draft.write_text(json.dumps(result) + "\n")
+    draft.rename(folder / RESULT)
+    for stage in folder.glob("stage_*"):  # evidence is kept, weights are not
+        shutil.rmtree(stage)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Which students to make next: successive halving of settings within each method, and of methods before the largest budget.
+
+At the smallest budget every candidate of a method is tried with the first seed, at the next the better half, and so on; at each budget the
+best one, by noise that the comparison does not see, is made with the other seeds too. At the largest budget only those methods go on that were
+among the best few at as many calls, by distance to the data or to the teacher's solution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from cells import Cell
+from entries import ENTRIES
+
+Result = dict[str, Any]
+Contestant = tuple[str, int]  # entry, calls of its student
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared."""
+
+    calls: Sequence[int]
+    budgets: Sequence[int]
+    seeds: Sequence[int]
+    entries: Sequence[str]
+    keep: int  # methods of each number of calls, by either measure, at the largest budget
+
+    def contestants(self) -> list[Contestant]:
+        found: list[Contestant] = []
+        for name in self.entries:
+            counts = [calls for calls in self.calls if calls in ENTRIES[name].counts]
+            found += [(name, max(counts))] if ENTRIES[name].together else [(name, calls) for calls in counts]
+        return found
+
+
+class Known:
+    """What was found, by cell."""
+
+    def __init__(self, results: Sequence[Result]) -> None:
+        names = ("entry", "calls", "budget", "candidate", "seed")
+        self.by_cell = {Cell(*(result[name] for name in names)): result for result in results}
+
+    def has(self, cell: Cell) -> bool:
+        return cell in self.by_cell
+
+    def choice(self, cell: Cell) -> float:
+        """By what settings are chosen: the distance to the data times that to the teacher's solution, of a generator that does not imitate
+        its teacher the first alone; the geometric mean over the numbers of calls. A run that failed is worst."""
+        rows = self.by_cell[cell].get("rows", [])
+        if not rows:
+            return math.inf
+        imitates = not cell.entry.startswith("gdd")
+        values = [row["choice"]["fd"] * (row["choice"]["rmse"] if imitates else 1) for row in rows]
+        return fmean(map(math.log, values))
+
+    def best(self, cells: Sequence[Cell]) -> list[Cell]:
+        return sorted(cells, key=self.choice)
+
+
+def cells(plan: Plan, known: Known) -> Iterator[Cell]:
+    """All that are still to be made and whose turn has come, in the order of worth."""
+    for rung, budget in enumerate(plan.budgets):
+        for contestant in alive(plan, known, rung):
+            for cell in due(contestant, plan, known, rung, budget):
+                if not known.has(cell):
+                    yield cell
+
+
+def due(contestant: Contestant, plan: Plan, known: Known, rung: int, budget: int) -> list[Cell]:
+    """Of one method at one budget: its candidates with the first seed; when they are known, the best with the others."""
+    candidates = candidates_at(contestant, plan, known, rung)
+    first = [Cell(*contestant, budget, candidate, plan.seeds[0]) for candidate in candidates]
+    if not all(map(known.has, first)):
+        return first
+    best = known.best(first)[:1]
+    return first + [Cell(*contestant, budget, cell.candidate, seed) for cell in best for seed in plan.seeds[1:]]
+
+
+def candidates_at(contestant: Contestant, plan: Plan, known: Known, rung: int) -> list[int]:
+    """Of the last budget's the better half; none before that is known. The last budget of three or more has one."""
+    name, calls = contestant
+    if rung == 0:
+        return list(range(len(ENTRIES[name].candidates(calls))))
+    before = candidates_at(contestant, plan, known, rung - 1)
+    tried = [Cell(name, calls, plan.budgets[rung - 1], candidate, plan.seeds[0]) for candidate in before]
+    if not tried or not all(map(known.has, tried)):
+        return []
+    last = rung == len(plan.budgets) - 1 and rung > 1
+    return [cell.candidate for cell in known.best(tried)[: 1 if last else math.ceil(len(tried) / 2)]]
+
+
+def winners(plan: Plan, known: Known, rung: int) -> dict[Contestant, list[Cell]]:
+    """The best settings of each method at a budget, with as many seeds as are known."""
+    found: dict[Contestant, list[Cell]] = {}
+    for contestant in plan.contestants():
+        candidates = candidates_at(contestant, plan, known, rung)
+        first = [Cell(*contestant, plan.budgets[rung], candidate, plan.seeds[0]) for candidate in candidates]
+        first = [cell for cell in first if known.has(cell)]
+        if first:
+            best = known.best(first)[0]
+            cells = [Cell(*contestant, best.budget, best.candidate, seed) for seed in plan.seeds]
+            found[contestant] = [cell for cell in cells if known.has(cell)]
+    return found
+
+
+def alive(plan: Plan, known: Known, rung: int) -> list[Contestant]:
+    """Who goes on at this budget."""
+    everyone = plan.contestants()
+    if rung == 0 or rung < len(plan.budgets) - 1:
+        return everyone
+    before = winners(plan, known, rung - 1)
+    if before.keys() != set(everyone):  # whose turn it is depends on all of them
+        return []
+    going: set[Contestant] = set()
+    for calls in plan.calls:
+        for measure in ("fd", "rmse"):
+            going.update(ranked(before, known, calls, measure)[: plan.keep])
+    return [contestant for contestant in everyone if contestant in going]
+
+
+def ranked(before: dict[Contestant, list[Cell]], known: Known, calls: int, measure: str) -> list[Contestant]:
+    values: dict[Contestant, float] = {}
+    for contestant, found in before.items():
+        rows = [row for cell in found for row in known.by_cell[cell].get("rows", []) if row["calls"] == calls]
+        if rows:
+            values[contestant] = fmean(row["choice"][measure] for row in rows)
+    return sorted(values, key=lambda contestant: values[contestant])
