@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -23,11 +21,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cells import CELL, RESULT, Bench, Cell, fines_of, measured
+from cells import RESULT, Bench, Cell, fines_of, measured
 from controls import controls
 from entries import ENTRIES
-from halving import Known, Plan, Result, cells
+from halving import Known, Plan, Result, cell_of, cells
 from pairs import RESULTS, save
+from workers import Worker
 
 import onefold
 from onefold.metrics.references import NAME
@@ -36,12 +35,11 @@ from onefold.training.budget import Budget
 
 
 class Frontier:
-    """What is known, kept as it grows, and the cells in work, each a process of its own."""
+    """What is known, kept as it grows, and the processes that make it grow."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given, self.name = given, f"frontier_{Path(given.teacher).name}"
         self.known: dict[str, Any] = read(self.name)
-        self.working: dict[Cell, subprocess.Popen[bytes]] = {}
         self.begin = time.monotonic()
 
     @property
@@ -67,67 +65,52 @@ class Frontier:
         save(self.name, {**self.known, **told}, show=False)
 
     def run(self) -> None:
-        self.given.out.mkdir(parents=True, exist_ok=True)
-        bench = self.bench
+        given, bench = self.given, self.bench
+        given.out.mkdir(parents=True, exist_ok=True)
         self.gather()
         if "controls" not in self.known:
-            fines = fines_of(bench, self.given.out)
-            self.known["controls"] = controls(bench, self.given.calls, fines, measured)
+            fines = fines_of(bench, given.out)
+            self.known["controls"] = controls(bench, given.calls, fines, measured)
             self.keep()
-        while not self.late:
-            for cell in self.ready()[: self.given.jobs - len(self.working)]:
-                self.start(cell, bench)
-            if not self.working:
-                return
-            time.sleep(0.5)
+        workers = [Worker(given.out, max(1, (os.cpu_count() or 1) // given.jobs)) for _ in range(given.jobs)]
+        try:
+            while not self.late and self.busy(workers, bench):
+                time.sleep(0.2)
+        finally:
+            for worker in workers:
+                worker.stop()
             self.gather()
-        self.stop()
 
-    def ready(self) -> list[Cell]:
-        known = Known(self.known.get("cells", []))
-        return [cell for cell in cells(self.plan, known) if cell not in self.working]
+    def busy(self, workers: list[Worker], bench: Bench) -> bool:
+        """Everyone who is free gets the next cell; False once nothing is left to do."""
+        if any([worker.ended() for worker in workers]):
+            self.gather()
+        for worker in workers:
+            working = {one.cell for one in workers}
+            cell = next((cell for cell in cells(self.plan, Known(self.cells)) if cell not in working), None)
+            if worker.cell is None and cell is not None:
+                worker.begin(cell, bench)
+        return any(worker.cell for worker in workers)
 
-    def start(self, cell: Cell, bench: Bench) -> None:
-        folder = self.given.out / cell.name
-        folder.mkdir(exist_ok=True)
-        (folder / CELL).write_text(json.dumps({"cell": asdict(cell), "bench": asdict(bench)}))
-        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.given.jobs))}
-        command = [sys.executable, str(Path(__file__).parent / "cells.py"), str(folder)]
-        with (folder / "log.txt").open("ab") as log:
-            self.working[cell] = subprocess.Popen(command, env={**os.environ, **threads}, stdout=log, stderr=log)
+    @property
+    def cells(self) -> list[Result]:
+        found: list[Result] = self.known.setdefault("cells", [])
+        return found
 
     def gather(self) -> None:
-        """Results of processes that ended, and of those of an earlier call."""
-        ended = [cell for cell, process in self.working.items() if process.poll() is not None]
-        for cell in ended:
-            if self.working.pop(cell).returncode:
-                self.stop()
-                sys.exit(f"{cell.name} failed; its log is {self.given.out / cell.name / 'log.txt'}")
-        has = {Cell(*(result[name] for name in asdict_names())) for result in self.known.get("cells", [])}
-        for path in sorted(self.given.out.glob(f"*/{RESULT}")):
+        """Results that lie there, of this call and of earlier ones."""
+        known = Known(self.cells)
+        for path in sorted(self.given.out.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime):
             result: Result = json.loads(path.read_text())
-            cell = Cell(*(result[name] for name in asdict_names()))
-            if cell not in has:
-                self.known["cells"] = [*self.known.get("cells", []), result]
-                self.tell(cell, result)
-                self.keep()
+            if not known.has(cell_of(result)):
+                self.cells.append(result)
+                self.tell(cell_of(result), result)
+        self.keep()
 
     def tell(self, cell: Cell, result: Result) -> None:
         values = [f"{row['calls']}: {fd_of(row):.3f} {row['rmse']:.4f}" for row in result.get("rows", [])]
         spent = duration(time.monotonic() - self.begin)
-        number = len(self.known["cells"])
-        print(f"{spent} {number} {cell.name}", *values, result.get("failed", ""), flush=True)
-
-    def stop(self) -> None:
-        """Runs keep a checkpoint and go on in the next call."""
-        for process in self.working.values():
-            process.send_signal(signal.SIGTERM)
-        for process in self.working.values():
-            process.wait()
-
-
-def asdict_names() -> list[str]:
-    return list(Cell.__dataclass_fields__)
+        print(f"{spent} {len(self.cells)} {cell.name}", *values, result.get("failed", ""), flush=True)
 
 
 def fd_of(row: dict[str, Any]) -> float:

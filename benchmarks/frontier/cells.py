@@ -1,14 +1,9 @@
-"""One cell of the frontier: one student, trained with a budget in forward passes, and what it is worth on noise that no training has seen.
-
-python benchmarks/frontier/cells.py FOLDER          # reads cell.json in it and writes result.json
-"""
+"""One cell of the frontier: one student, trained with a budget in forward passes, and what it is worth on noise that no training has seen."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,10 +19,11 @@ from onefold.bench.ways import FINE
 from onefold.data import to_uint8
 from onefold.denoiser import Denoiser
 from onefold.errors import UserError
+from onefold.files import atomic_file
 from onefold.losses import root_mean_square
 from onefold.student import Student, load_student
 
-CELL, RESULT, SHOWN = "cell.json", "result.json", "shown.npz"
+RESULT, SHOWN = "result.json", "shown.npz"
 # The first images by which settings are chosen, and of the comparison; training watches others, of other seeds.
 CHOICE, UNSEEN = 500_000, 1_000_000
 METRICS = ("fd", "precision", "recall", "fd[pixels]")
@@ -58,8 +54,12 @@ class Cell:
     seed: int
 
     @property
+    def settings(self) -> str:
+        return f"{self.entry}_{self.calls}_{self.candidate}"
+
+    @property
     def name(self) -> str:
-        return f"{self.entry}_{self.calls}_{self.budget}_{self.candidate}_{self.seed}"
+        return f"{self.settings}_{self.budget}_{self.seed}"
 
     @property
     def stages(self) -> list[Stage]:
@@ -78,19 +78,25 @@ def train(cell: Cell, bench: Bench, folder: Path) -> Student:
         common: dict[str, Any] = {"device": bench.device, "watched": 4, "seed": cell.seed}
         settings = {**common, **settings}
         if not (out / "student").is_dir():
-            images = affordable(teacher, stage.method, settings, cell.budget * stage.share)
+            each = work_of_an_image(
+                teacher, stage.method, settings, folder.parent / f"work_{cell.settings}_{number}.json"
+            )
+            images = max(batch_of(stage.method, settings), round(cell.budget * stage.share / each))
             quiet: dict[str, Any] = {"sample_every": "10h", "log_every": 1000}
             onefold.distill(teacher, stage.method, out=out, budget=str(images), **quiet, **settings)
         teacher = str(out)
     return load_student(out, device=bench.device, precision="fp32")
 
 
-def affordable(teacher: str, method: str, settings: dict[str, Any], forwards: float) -> int:
-    """Images for each run of a method, from the work that a few of its steps ask for, which does not depend on the batch."""
-    few = {"batch_size": 4, "budget": "4", **({"pieces": 1} if "pieces" in settings else {})}
-    outlook = onefold.plan(teacher, method, **{**settings, **few})
-    each = forwards / (outlook.forwards * max(1, len(outlook.stages)))
-    return max(batch_of(method, settings), round(each))
+def work_of_an_image(teacher: str, method: str, settings: dict[str, Any], cache: Path) -> float:
+    """Forward passes in all runs of a method, as a few of its steps ask for them; it depends neither on the batch nor on the seed."""
+    if not cache.exists():
+        few = {"batch_size": 4, "budget": "4", **({"pieces": 1} if "pieces" in settings else {})}
+        outlook = onefold.plan(teacher, method, **{**settings, **few})
+        with atomic_file(cache) as draft:
+            draft.write_text(json.dumps(outlook.forwards * max(1, len(outlook.stages))))
+    found: float = json.loads(cache.read_text())
+    return found
 
 
 def batch_of(method: str, settings: dict[str, Any]) -> int:
@@ -106,9 +112,8 @@ def fine_solution(teacher: Denoiser, first: int, count: int, cache: Path) -> Ten
     path = cache / f"fine_{first}_{count}.npz"
     if not path.exists():
         images = onefold.sample(teacher, count, solver=FINE[0], calls=FINE[1], first=first)
-        draft = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(draft, images=images.numpy())
-        draft.rename(path)
+        with atomic_file(path) as draft, draft.open("wb") as file:
+            np.savez(file, images=images.numpy())
     return torch.from_numpy(np.load(path)["images"])
 
 
@@ -154,17 +159,12 @@ def run(cell: Cell, bench: Bench, folder: Path, cache: Path) -> dict[str, Any]:
     return {**asdict(cell), **told, "rows": rows}
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    given = json.loads((folder / CELL).read_text())
-    bench = Bench(**{**given["bench"], "references": tuple(given["bench"]["references"])})
-    result = run(Cell(**given["cell"]), bench, folder, folder.parent)
-    draft = folder / "result.draft"
-    draft.write_text(json.dumps(result) + "\n")
-    draft.rename(folder / RESULT)
-    for stage in folder.glob("stage_*"):  # evidence is kept, weights are not
+def make(cell: Cell, bench: Bench, cache: Path) -> None:
+    """Writes the result into the cell's folder; evidence is kept, weights are not."""
+    folder = cache / cell.name
+    folder.mkdir(exist_ok=True)
+    result = run(cell, bench, folder, cache)
+    with atomic_file(folder / RESULT) as draft:
+        draft.write_text(json.dumps(result) + "\n")
+    for stage in folder.glob("stage_*"):
         shutil.rmtree(stage)
-
-
-if __name__ == "__main__":
-    main()

@@ -38,12 +38,15 @@ class Plan:
         return found
 
 
+def cell_of(result: Result) -> Cell:
+    return Cell(*(result[name] for name in Cell.__dataclass_fields__))
+
+
 class Known:
     """What was found, by cell."""
 
     def __init__(self, results: Sequence[Result]) -> None:
-        names = ("entry", "calls", "budget", "candidate", "seed")
-        self.by_cell = {Cell(*(result[name] for name in names)): result for result in results}
+        self.by_cell = {cell_of(result): result for result in results}
 
     def has(self, cell: Cell) -> bool:
         return cell in self.by_cell
