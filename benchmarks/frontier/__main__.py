@@ -46,7 +46,7 @@ class Frontier:
     def bench(self) -> Bench:
         given = self.given
         home = onefold.load_teacher(given.teacher, device="cpu").home
-        references = tuple(given.reference) or (str(home / NAME), given.data)
+        references = tuple(given.reference) or (f"{home}/{NAME}", given.data)
         return Bench(
             given.teacher, given.data, references, given.count, given.device, given.extractor, given.extractor_weights
         )
@@ -83,7 +83,8 @@ class Frontier:
 
     def busy(self, workers: list[Worker], bench: Bench) -> bool:
         """Everyone who is free gets the next cell; False once nothing is left to do."""
-        if any([worker.ended() for worker in workers]):
+        ended = [worker.ended() for worker in workers]
+        if any(ended):
             self.gather()
         for worker in workers:
             working = {one.cell for one in workers}

@@ -82,8 +82,8 @@ def train(cell: Cell, bench: Bench, folder: Path) -> Student:
                 teacher, stage.method, settings, folder.parent / f"work_{cell.settings}_{number}.json"
             )
             images = max(batch_of(stage.method, settings), round(cell.budget * stage.share / each))
-            quiet: dict[str, Any] = {"sample_every": "10h", "log_every": 1000}
-            onefold.distill(teacher, stage.method, out=out, budget=str(images), **quiet, **settings)
+            settings |= {"budget": str(images), "sample_every": "10h", "log_every": 1000}
+            onefold.distill(teacher, stage.method, out=out, **settings)
         teacher = str(out)
     return load_student(out, device=bench.device, precision="fp32")
 

@@ -54,7 +54,7 @@ def serve(line: Connection, folder: Path) -> None:
         cell, bench = line.recv()
         try:
             make(cell, bench, folder)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is, the parent tells it
             line.send(traceback.format_exc())
             return
         line.send(None)
