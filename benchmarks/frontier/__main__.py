@@ -2,7 +2,8 @@
 
 python benchmarks/frontier digits8 --data digits                     # makes and measures; goes on where it stopped
 python benchmarks/frontier digits8 --table                           # what is known, as Markdown
-python benchmarks/frontier digits8 --report page --pictures docs     # as a page, and as pictures for it and the documents
+python benchmarks/frontier digits8 --report page --pictures docs     # as a page, and its pictures for the documents
+python benchmarks/frontier digits8 --publish                         # what `onefold advise` is to know
 
 A budget is work in forward passes of the teacher: a training step of a network is three, and a trajectory of N teacher calls N. Images come from
 noise that no training and no choice of settings has seen. With --like digits8 only the best methods there are made, with their best settings.
@@ -25,7 +26,11 @@ from cells import RESULT, Bench, Cell, fines_of, measured
 from controls import controls
 from entries import ENTRIES
 from halving import Known, Plan, Result, cell_of, cells
+from page import write_page
 from pairs import RESULTS, save
+from plots import plot
+from publish import publish
+from tables import markdown
 from workers import Worker
 
 import onefold
@@ -61,7 +66,12 @@ class Frontier:
         return self.given.minutes is not None and time.monotonic() - self.begin > 60 * self.given.minutes
 
     def keep(self) -> None:
-        told = {"what": __doc__.splitlines()[0], "plan": asdict(self.plan), "count": self.given.count}
+        told = {
+            "what": __doc__.splitlines()[0],
+            "teacher": Path(self.given.teacher).name,
+            "plan": asdict(self.plan),
+            "count": self.given.count,
+        }
         save(self.name, {**self.known, **told}, show=False)
 
     def run(self) -> None:
@@ -142,6 +152,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="students made at the same time")
     parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
+    parser.add_argument("--table", action="store_true", help="print the table and do nothing else")
+    parser.add_argument("--report", type=Path, help="folder for the page, and do nothing else")
+    parser.add_argument(
+        "--pictures", type=Path, help="folder for the page's two pictures as files, and do nothing else"
+    )
+    parser.add_argument("--publish", action="store_true", help="write what `onefold advise` knows, and do nothing else")
     parser.add_argument("--out", type=Path, default=Path("runs/frontier"), help="folder of the runs, to go on with")
     return parser.parse_args()
 
@@ -154,7 +170,24 @@ def images(text: str) -> int:
 
 def main() -> None:
     given = parse()
-    Frontier(given).run()
+    if not (given.table or given.report or given.pictures or given.publish):
+        Frontier(given).run()
+        return
+    known = whole(f"frontier_{Path(given.teacher).name}")
+    if given.table:
+        print("\n".join(markdown(known)))
+    if given.report:
+        print(write_page(known, given.out, given.report))
+    if given.pictures:
+        for measure in ("fd", "rmse"):
+            plot(known, measure, given.pictures / f"frontier_{known['teacher']}_{measure}.png")
+    if given.publish:
+        publish()
+
+
+def whole(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from points import Point, best, everything, pareto, solver, students
+from points import Point, best, everything, lowest, pareto, solver, students
 
 COLOURS = {
     "sfd": "#1f4e9c",
@@ -72,11 +72,6 @@ def by_calls(axes: Axes, known: dict[str, Any], measure: str) -> None:
     )
     axes.set_title("at its best budget", fontsize=9)
     axes.minorticks_off()
-
-
-def lowest(found: Sequence[Point], name: str, calls: int, measure: str) -> Point | None:
-    points = [point for point in found if point.entry == name and point.calls == calls]
-    return min(points, key=lambda point: point.mean(measure), default=None)
 
 
 def by_training(axes: Axes, known: dict[str, Any], measure: str, calls: int) -> None:

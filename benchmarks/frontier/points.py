@@ -80,6 +80,11 @@ def solver(known: dict[str, Any], calls: int, measure: str) -> Point:
     return min(points, key=lambda point: point.mean(measure))
 
 
+def lowest(found: Sequence[Point], name: str, calls: int, measure: str) -> Point | None:
+    points = [point for point in found if point.entry == name and point.calls == calls]
+    return min(points, key=lambda point: point.mean(measure), default=None)
+
+
 def pareto(points: Sequence[Point], measure: str) -> list[Point]:
     """Those that none is better than for as few calls and as little training."""
 

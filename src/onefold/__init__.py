@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onefold.bench.advise import advise as advise
     from onefold.bench.alignment import align as align
     from onefold.bench.compare import compare as compare
     from onefold.bench.evaluate import evaluate as evaluate
@@ -33,6 +34,7 @@ HOME = {
     "Grid": "onefold.grids",
     "Student": "onefold.student",
     "UserError": "onefold.errors",
+    "advise": "onefold.bench.advise",
     "align": "onefold.bench.alignment",
     "compare": "onefold.bench.compare",
     "distill": "onefold.distilling",

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import onefold
-from onefold.cli import align, demo, distill, evaluate, export, inspect, sample, teach, teachers
+from onefold.cli import advise, align, demo, distill, evaluate, export, inspect, sample, teach, teachers
 from onefold.cli.common import INTERRUPTED, explain, say_error
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (inspect, distill, sample, evaluate, align, export, teach, teachers, demo):
+for group in (inspect, advise, distill, sample, evaluate, align, export, teach, teachers, demo):
     group.register(app)
 
 

@@ -193,7 +193,7 @@ class Distillation:
         """With its recipe; with its cost comes the evidence."""
         recipe = {
             "method": self.settings.method,
-            "command": self.command,
+            "command": command_of(self.settings),
             "settings": self.settings.model_dump(mode="json"),
             "teacher": {"name": self.teacher.name, "sha256": self.teacher.card.get("sha256")},
             "cost": dict(cost or {}),
@@ -212,18 +212,6 @@ class Distillation:
             student, adapter = self.sampler({"student": network.merged()}), partial(network.save_adapter, part=part)
         student.denoiser.name = Path(self.settings.out).name
         return replace(student, recipe=recipe, picture=picture, adapter=adapter)
-
-    @property
-    def command(self) -> str:
-        """The command that makes this student again."""
-        chosen = self.settings
-        counts = ",".join(map(str, chosen.counts))
-        words = ["onefold", "distill", chosen.teacher, "--method", chosen.method, "--calls", counts]
-        words += ["--preset", chosen.preset] if chosen.preset else []
-        said = {"teacher", "method", "calls", "preset", "also"} & type(chosen).model_fields.keys()
-        return command_line(
-            words, chosen, ("prompts", "data", "budget", "batch_size", "seed", "precision"), said, {"device"}
-        )
 
     def published(self) -> str | None:
         """What the paper reports where the settings are its own, to stand beside the result."""
@@ -324,6 +312,16 @@ class Distillation:
 
     def save(self, folder: Path, networks: Networks, cost: Mapping[str, Any]) -> None:
         self.as_student(networks, cost).save(folder)
+
+
+def command_of(chosen: DistillSettings) -> str:
+    """The command that makes such a student."""
+    counts = ",".join(map(str, chosen.counts))
+    words = ["onefold", "distill", chosen.teacher, "--method", chosen.method, "--calls", counts]
+    words += ["--preset", chosen.preset] if chosen.preset else []
+    said = {"teacher", "method", "calls", "preset", "also"} & type(chosen).model_fields.keys()
+    options = ("prompts", "data", "budget", "batch_size", "seed", "precision")
+    return command_line(words, chosen, options, said, {"device"})
 
 
 def calls_at_most(teacher: Denoiser, calls: int) -> int:

@@ -1,0 +1,107 @@
+"""What was measured of the methods on the bundled teachers (`benchmarks/frontier`), as a table to look things up in."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from onefold.errors import UserError
+
+PATH = Path(__file__).parent.parent / "assets" / "frontier.json"
+DATA = "DATA"  # in settings: the images that the teacher learned from
+
+
+@dataclass(frozen=True)
+class Solver:
+    """The teacher itself, which costs nothing."""
+
+    solver: str
+    grid: str
+    calls: int
+    fd: float
+    spread: float
+    rmse: float
+
+    budget, data = 0, False
+
+    @property
+    def label(self) -> str:
+        return f"no training: {self.solver} on {self.grid}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A method's best settings for a number of calls and a budget, in forward passes of the teacher; means over the seeds."""
+
+    method: str
+    label: str
+    data: bool  # whether it learns from images
+    calls: int
+    together: Sequence[int]  # the numbers of calls that one student makes
+    budget: int
+    fd: float
+    spread: float  # standard error of fd
+    rmse: float
+    recall: float
+    seeds: int
+    seconds: int
+    images: int
+    stages: Sequence[dict[str, Any]]  # runs that follow each other: method, settings, share of the budget
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All of one teacher."""
+
+    name: str
+    shape: Sequence[int]
+    parameters: int
+    measure: str
+    images: int
+    floor: float
+    best: dict[str, float]
+    solvers: Sequence[Solver]
+    students: Sequence[Measured]
+
+    @property
+    def counts(self) -> list[int]:
+        return sorted({one.calls for one in self.students})
+
+    def nearest(self, calls: int) -> int:
+        """Of the numbers of calls that were measured."""
+        return min(self.counts, key=lambda known: abs(math.log(known / calls)))
+
+    def free(self, calls: int) -> list[Solver]:
+        return [one for one in self.solvers if one.calls == calls]
+
+    def affordable(self, calls: int, forwards: float) -> list[Measured]:
+        """Of each method what it does with the largest budget that is not above this one; with less than any, the smallest."""
+        found: dict[str, Measured] = {}
+        for one in sorted(self.students, key=lambda one: one.budget):
+            if one.calls == calls and len(one.together) == 1 and (one.method not in found or one.budget <= forwards):
+                found[one.method] = one
+        return list(found.values())
+
+
+@cache
+def benches() -> list[Bench]:
+    return [read(found) for found in json.loads(PATH.read_text(encoding="utf-8"))["teachers"]]
+
+
+def read(found: dict[str, Any]) -> Bench:
+    plain = {name: found[name] for name in ("name", "shape", "parameters", "measure", "images", "floor", "best")}
+    solvers = [Solver(**one) for one in found["solvers"]]
+    students = [Measured(**one) for one in found["students"]]
+    return Bench(**plain, solvers=solvers, students=students)
+
+
+def bench_like(shape: Sequence[int]) -> Bench:
+    """Of the teacher whose images are nearest in size."""
+    if not benches():
+        raise UserError(f"{PATH} holds no measurements; write it with `python benchmarks/frontier --publish`")
+    return min(benches(), key=lambda bench: abs(math.log(math.prod(bench.shape) / math.prod(shape))))
