@@ -267,6 +267,7 @@ def test_what_a_run_cost_names_its_network_calls(run: tuple[Path, Student]) -> N
         "teacher": 192 * 8,
         "student": 192 * 3,
     }  # K N with K = 2, and a call a step
+    assert student.recipe["cost"]["forwards"] == 192 * (8 + 3 * 3)
 
 
 def test_watching_leaves_nothing_at_the_teacher(tmp_path: Path) -> None:

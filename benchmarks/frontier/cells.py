@@ -91,7 +91,7 @@ def train(cell: Cell, bench: Bench, folder: Path) -> Student:
 def work_of_an_image(teacher: str, method: str, settings: dict[str, Any], cache: Path) -> float:
     """Forward passes in all runs of a method, as a few of its steps ask for them; it depends neither on the batch nor on the seed."""
     if not cache.exists():
-        few = {"batch_size": 4, "budget": "4", **({"pieces": 1} if "pieces" in settings else {})}
+        few = {"batch_size": 4, "budget": "1M", **({"pieces": 1} if "pieces" in settings else {})}
         outlook = onefold.plan(teacher, method, **{**settings, **few})
         with atomic_file(cache) as draft:
             draft.write_text(json.dumps(outlook.forwards * max(1, len(outlook.stages))))

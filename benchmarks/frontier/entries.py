@@ -104,7 +104,7 @@ def consistency(calls: int) -> list[list[Stage]]:
     return runs(
         "consistency",
         {**common, "skip": min(8, whole), "doublings": 0},
-        {**common, "skip": min(8, whole), "doublings": 2},
+        {**common, "skip": min(4, whole), "doublings": 0},
         {**common, "parts": whole // 2, "skip": whole // 2, "doublings": 0},
         {**common, "skip": min(8, whole), "doublings": 0, "lr": 1e-3},
     )

@@ -193,7 +193,7 @@ class Distillation:
         """With its recipe; with its cost comes the evidence."""
         recipe = {
             "method": self.settings.method,
-            "command": command_of(self.settings),
+            "command": self.command,
             "settings": self.settings.model_dump(mode="json"),
             "teacher": {"name": self.teacher.name, "sha256": self.teacher.card.get("sha256")},
             "cost": dict(cost or {}),
@@ -212,6 +212,11 @@ class Distillation:
             student, adapter = self.sampler({"student": network.merged()}), partial(network.save_adapter, part=part)
         student.denoiser.name = Path(self.settings.out).name
         return replace(student, recipe=recipe, picture=picture, adapter=adapter)
+
+    @property
+    def command(self) -> str:
+        """The command that makes this student again."""
+        return command_of(self.settings)
 
     def published(self) -> str | None:
         """What the paper reports where the settings are its own, to stand beside the result."""

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from onefold.progress import duration
 from onefold.training.budget import Budget
+from onefold.training.work import Work, rows_of
 
 WARM, TIMED = 1, 4  # steps, at least; the first pays for allocations and compilation
 
@@ -29,7 +30,7 @@ class Outlook:
     seconds: float  # how long that takes, pictures and validation aside
     seconds_per_batch: float
     calls: Mapping[str, float]
-    forwards: float  # what an image costs in the teacher's forward passes, as `Watch` counts them
+    forwards: float  # the work on an image, in forward passes of the teacher
     memory: int  # bytes at the peak so far
     device: str
     stages: Sequence[Outlook] = ()  # of runs that follow each other, each one's own
@@ -72,25 +73,22 @@ def in_all(stages: Sequence[Outlook]) -> Outlook:
 
 
 class Watch:
-    """Follows the first steps of a run, each inside `with watch:`, after which nothing of it stays at the networks.
-
-    Beside its calls it counts work in forward passes of the first network, the teacher where there is one: a network that learns costs three
-    (its backward pass two), one that hands gradients on two, and a smaller network its share of the parameters.
-    """
+    """Follows the first steps of a run, each inside `with watch:`, after which nothing of it stays at the networks."""
 
     def __init__(
         self, networks: Mapping[str, nn.Module], device: torch.device, rows_a_step: float, turns: int = 1
     ) -> None:
         self.networks, self.device, self.rows_a_step = dict(networks), device, rows_a_step
-        self.rows, self.passes, self.hooks = Counter[str](), Counter[str](), list[RemovableHandle]()
+        self.rows, self.work, self.hooks = Counter[str](), Work(networks), list[RemovableHandle]()
         self.steps, self.begin, self.seconds = 0, 0.0, 0.0
         self.timed = -(-TIMED // turns) * turns  # whole rounds, where the steps of a round differ
-        self.warm, self.warm_passes = Counter[str](), Counter[str]()
-        self.sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in self.networks.items()}
+        self.warm, self.warm_work = Counter[str](), 0.0
 
     def __enter__(self) -> Self:
-        for name, network in self.networks.items() if self.steps < WARM + self.timed else ():
-            self.hooks.append(network.register_forward_pre_hook(self.counter(name), with_kwargs=True))
+        if self.steps < WARM + self.timed:
+            for name, network in self.networks.items():
+                self.hooks.append(network.register_forward_pre_hook(self.counter(name), with_kwargs=True))
+            self.hooks += self.work.hooks()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,11 +98,8 @@ class Watch:
             self.hooks.pop().remove()
 
     def counter(self, name: str) -> Any:
-        def count(network: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            tensors = [value for value in (*given, *named.values()) if isinstance(value, Tensor)]
-            rows = next(len(value) for value in tensors if value.ndim)
-            self.rows[name] += rows
-            self.passes[name] += rows * passes(network, tensors)
+        def count(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            self.rows[name] += rows_of(given, named)
 
         return count
 
@@ -114,7 +109,7 @@ class Watch:
             return False
         if self.steps == WARM and not self.begin:
             synchronise(self.device)
-            self.begin, self.warm, self.warm_passes = time.perf_counter(), self.rows.copy(), self.passes.copy()
+            self.begin, self.warm, self.warm_work = time.perf_counter(), self.rows.copy(), self.work.forwards
         if self.steps < WARM + self.timed:
             return False
         synchronise(self.device)
@@ -124,19 +119,17 @@ class Watch:
     @property
     def calls(self) -> dict[str, float]:
         """Of each network, for an image."""
-        return self.per_image(self.rows, self.warm)
+        return {name: self.per_image(rows, self.warm[name]) for name, rows in self.rows.items()}
 
     @property
     def forwards(self) -> float:
-        """Of all networks, for an image."""
-        unit = next(iter(self.sizes.values()), 0) or 1
-        each = self.per_image(self.passes, self.warm_passes)
-        return sum(count * self.sizes[name] / unit for name, count in each.items())
+        """The work on an image, in forward passes of the teacher."""
+        return self.per_image(self.work.forwards, self.warm_work)
 
-    def per_image(self, counted: Counter[str], warm: Counter[str]) -> dict[str, float]:
+    def per_image(self, counted: float, warm: float) -> float:
         """Of a run that ends before enough was seen, what all of it took."""
-        left_out, steps = (warm, self.timed) if self.seconds else (Counter[str](), max(self.steps, 1))
-        return {name: (rows - left_out[name]) / (steps * self.rows_a_step) for name, rows in counted.items()}
+        left_out, steps = (warm, self.timed) if self.seconds else (0, max(self.steps, 1))
+        return (counted - left_out) / (steps * self.rows_a_step)
 
     def outlook(self, budget: Budget, batch_size: int) -> Outlook:
         each = self.seconds / self.timed
@@ -151,15 +144,6 @@ class Watch:
             memory=peak_memory(self.device),
             device=str(self.device),
         )
-
-
-def passes(network: nn.Module, given: Sequence[Tensor]) -> int:
-    """Of one call, in its forward passes: a backward pass to the weights is about two, and one to what it was given alone another."""
-    if not torch.is_grad_enabled():
-        return 1
-    if any(parameter.requires_grad for parameter in network.parameters()):
-        return 3
-    return 2 if any(tensor.requires_grad for tensor in given) else 1
 
 
 def synchronise(device: torch.device) -> None:
