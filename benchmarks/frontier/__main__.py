@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -83,6 +84,7 @@ class Frontier:
             self.known["controls"] = controls(bench, given.calls, fines, measured)
             self.keep()
         workers = [Worker(given.out, max(1, (os.cpu_count() or 1) // given.jobs)) for _ in range(given.jobs)]
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))
         try:
             while not self.late and self.busy(workers, bench):
                 time.sleep(0.2)

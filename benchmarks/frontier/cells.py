@@ -82,10 +82,20 @@ def train(cell: Cell, bench: Bench, folder: Path) -> Student:
                 teacher, stage.method, settings, folder.parent / f"work_{cell.settings}_{number}.json"
             )
             images = max(batch_of(stage.method, settings), round(cell.budget * stage.share / each))
-            settings |= {"budget": str(images), "sample_every": "10h", "log_every": 1000}
+            settings |= {"budget": str(images), **quiet(stage.method)}
             onefold.distill(teacher, stage.method, out=out, **settings)
         teacher = str(out)
     return load_student(out, device=bench.device, precision="fp32")
+
+
+def quiet(method: str) -> dict[str, Any]:
+    """Nothing is looked at on the way, and little at the end: what students are worth is measured here."""
+    looks = {"sample_every": "10h", "log_every": 1000, "judged": 50}
+    return {name: value for name, value in looks.items() if name in settings_of(method)}
+
+
+def settings_of(method: str) -> dict[str, Any]:
+    return {row["name"]: row["default"] for row in onefold.methods()[method]["settings"]}
 
 
 def work_of_an_image(teacher: str, method: str, settings: dict[str, Any], cache: Path) -> float:
@@ -100,8 +110,7 @@ def work_of_an_image(teacher: str, method: str, settings: dict[str, Any], cache:
 
 
 def batch_of(method: str, settings: dict[str, Any]) -> int:
-    rows = {row["name"]: row["default"] for row in onefold.methods()[method]["settings"]}
-    return int(settings.get("batch_size", rows["batch_size"]))
+    return int(settings.get("batch_size", settings_of(method)["batch_size"]))
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
