@@ -1,0 +1,187 @@
+"""What `onefold advise` says, from a table of measurements that is written here."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onefold.bench import advise as advising
+from onefold.bench import measured
+from onefold.bench.advise import Advice, advise
+from onefold.cli import main
+from onefold.distilling import choose
+from onefold.errors import UserError
+from onefold.settings import parse_assignments
+
+Ask = Callable[..., Advice]
+
+
+def student(method: str, calls: int, budget: int, fd: float, rmse: float, **facts: Any) -> dict[str, Any]:
+    stages = facts.pop("stages", [{"method": "sfd", "settings": {"calls": calls, "lr": 2e-4}, "share": 1.0}])
+    rest = {"recall": 0.9, "seeds": 3, "seconds": 10, "images": 100, "together": [calls], "data": False}
+    return {
+        "method": method, "label": method.upper(), "calls": calls, "budget": budget, "fd": fd, "spread": 0.05, "rmse": rmse,
+        "stages": stages, **rest, **facts,
+    }  # fmt: skip
+
+
+SECOND = [
+    {"method": "sfd", "settings": {"calls": 4, "lr": 2e-4}, "share": 0.25},
+    {"method": "sfd_second", "settings": {"calls": 1}, "share": 0.75},
+]
+OF_DATA = [{"method": "gdd", "settings": {"calls": 1, "data": "DATA", "batch_size": 32}, "share": 1.0}]
+FOLDS = [{"method": "progressive", "settings": {"calls": 4, "start": 16, "data": "DATA"}, "share": 1.0}]
+TABLE = {
+    "name": "digits8",
+    "shape": [1, 8, 8],
+    "parameters": 702_753,
+    "measure": "fd[digits-cnn]",
+    "images": 1000,
+    "floor": 0.2,
+    "best": {"calls": 40, "fd": 0.2, "spread": 0.05, "rmse": 0.002},
+    "solvers": [
+        {"solver": "ipndm3", "grid": "gits", "calls": calls, "fd": 2.0 / calls, "spread": 0.05, "rmse": 0.4 / calls}
+        for calls in (1, 4, 8)
+    ],
+    "students": [
+        student("sfd", 1, 1000, 0.40, 0.20),
+        student("sfd", 1, 4000, 0.38, 0.18),
+        student("second", 1, 1000, 0.60, 0.15, stages=SECOND),
+        student("second", 1, 4000, 0.35, 0.10, stages=SECOND),
+        student("gdd", 1, 4000, 0.20, 0.50, data=True, stages=OF_DATA),
+        student("sfd", 4, 1000, 0.22, 0.06),
+        student("progressive", 4, 1000, 0.20, 0.05, data=True, stages=FOLDS),
+        student("sfd_v", 4, 1000, 0.01, 0.01, together=[1, 4]),
+        student("sfd", 8, 1000, 0.30, 0.06),
+    ],
+    "machine": {},
+    "versions": {},
+}
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """At 100 forward passes a second."""
+    path = tmp_path / "frontier.json"
+    path.write_text(json.dumps({"teachers": [TABLE]}))
+    monkeypatch.setattr(measured, "PATH", path)
+    monkeypatch.setattr(advising, "pace", lambda *_: 100.0)
+    measured.benches.cache_clear()
+    monkeypatch.setattr(advising, "load_teacher", loaded_once)
+    return lambda *words, **how: advise(*(words or ("digits8",)), device="cpu", **how)
+
+
+def loaded_once(name: str, device: str) -> Any:
+    from onefold.teachers import load_teacher
+
+    return KNOWN.setdefault(name, load_teacher(name, device=device))
+
+
+KNOWN: dict[str, Any] = {}
+
+
+def test_with_time_the_second_stage(ask: Ask) -> None:
+    found = ask(calls=1, budget="60s")
+    assert found.forwards == 6000 and found.chosen.budget == 4000
+    assert getattr(found.chosen, "method", None) == "second"
+    assert [option.rmse for option in found.options[:2]] == [
+        0.10,
+        0.18,
+    ]  # the others are ordered by their distance to the data
+    assert any("GDD" in reason and "--data" in reason for reason in found.reasons)
+
+
+def test_with_less_time_the_first(ask: Ask) -> None:
+    assert getattr(ask(calls=1, budget="15s").chosen, "method", None) == "sfd"
+
+
+def test_with_data_the_generator_that_needs_it(ask: Ask) -> None:
+    found = ask(calls=1, budget="60s", data="digits")
+    assert getattr(found.chosen, "method", None) == "gdd" and not any("--data" in reason for reason in found.reasons)
+
+
+def test_whoever_wants_the_same_images_is_told_what_is_nearest(ask: Ask) -> None:
+    assert getattr(ask(calls=1, budget="60s", data="digits", goal="teacher").chosen, "method", None) == "second"
+
+
+def test_of_equals_the_nearest_to_the_teacher(ask: Ask) -> None:
+    """0.22 cannot be told from 0.20 where the error is 0.05; nor is it nearer."""
+    found = ask(calls=4, budget="10s", data="digits")
+    assert getattr(found.chosen, "method", None) == "progressive"
+    assert getattr(ask(calls=4, budget="10s").chosen, "method", None) == "sfd"
+
+
+def test_what_is_free_is_advised_where_nothing_beats_it(ask: Ask) -> None:
+    found = ask(calls=8, budget="10s")
+    assert isinstance(found.chosen, measured.Solver)
+    assert found.commands == [
+        "onefold sample digits8 --solver ipndm3 --grid gits --calls 8 --count 64 --out samples.png"
+    ]
+
+
+@pytest.mark.parametrize(("calls", "data"), [(1, None), (1, "digits"), (4, "digits"), (3, None)])
+def test_its_commands_are_settings_that_the_method_takes(ask: Ask, calls: int, data: str | None) -> None:
+    found = ask(calls=calls, budget="60s", data=data)
+    total, source = 0.0, "digits8"
+    for command in found.commands:
+        words = shlex.split(command)
+        assert words[:2] == ["onefold", "distill"] and words[2] == source
+        options = dict(zip(words[3::2], words[4::2], strict=True))
+        sets = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+        options.pop("--set", None)
+        given = {name.removeprefix("--").replace("-", "_"): value for name, value in options.items()}
+        settings = choose({**given, **parse_assignments(sets), "teacher": source})
+        total += float(settings.budget.removesuffix("s")) * len(settings.stages())
+        source = settings.out
+    assert settings.calls == calls and settings.data == data if data else settings.calls == calls
+    assert total == pytest.approx(60, abs=2)
+
+
+def test_numbers_of_calls_between(ask: Ask) -> None:
+    found = ask(calls=3, budget="60s")
+    assert found.measured_calls == 4 and any("3 calls were not measured" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(("budget", "word"), [("1s", "fewer"), ("10m", "no more than")])
+def test_budgets_that_were_not_measured_are_told(ask: Ask, budget: str, word: str) -> None:
+    assert any(word in warning for warning in ask(calls=1, budget=budget).warnings)
+
+
+def test_a_larger_network_is_told_that_rates_differ(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advising, "OTHER_SIZE", 0.1)
+    assert any("onefold methods sfd_second" in warning for warning in ask(calls=1, budget="60s").warnings)
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ({"budget": "200k"}, "budget is '200k' images, which cost each method differently; give the time"),
+        ({"calls": 0}, "calls is 0, expected 1 or more"),
+        ({"goal": "dta"}, "goal is 'dta', expected data or teacher"),
+    ],
+)
+def test_what_cannot_be_answered(ask: Ask, how: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        ask(**how)
+
+
+def test_the_command(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
+    del ask
+    assert main(["advise", "digits8", "--calls", "1", "--budget", "60s", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "SECOND" in out and "Run it:\nonefold distill digits8" in out
+    assert all(len(line) <= 120 for line in out.partition("Run it")[0].splitlines() if "  " in line)
+    assert main(["advise", "digits8", "--calls", "1", "--budget", "60s", "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["chosen"]["method"] == "second" and len(found["commands"]) == 2
+
+
+def test_the_pace_of_a_real_teacher() -> None:
+    from onefold.teachers import load_teacher
+
+    assert advising.pace(load_teacher("digits8", device="cpu"), {"device": "cpu"}, None) > 10
