@@ -66,12 +66,12 @@ class Known:
 
 
 def cells(plan: Plan, known: Known) -> Iterator[Cell]:
-    """All that are still to be made and whose turn has come, in the order of worth."""
+    """All that are still to be made and whose turn has come: at each budget everyone's first seed before the others."""
     for rung, budget in enumerate(plan.budgets):
-        for contestant in alive(plan, known, rung):
-            for cell in due(contestant, plan, known, rung, budget):
-                if not known.has(cell):
-                    yield cell
+        everyone = [cell for one in alive(plan, known, rung) for cell in due(one, plan, known, rung, budget)]
+        yield from sorted(
+            (cell for cell in everyone if not known.has(cell)), key=lambda cell: plan.seeds.index(cell.seed)
+        )
 
 
 def due(contestant: Contestant, plan: Plan, known: Known, rung: int, budget: int) -> list[Cell]:
