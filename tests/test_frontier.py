@@ -113,6 +113,21 @@ def test_one_student_of_several_numbers_of_calls_is_made_once(frontier: dict[str
     assert plan.contestants() == [("sfd_v", 8), ("sfd", 1), ("sfd", 2), ("sfd", 4), ("sfd", 8)]
 
 
+def test_the_best_methods_are_carried_to_another_teacher(frontier: dict[str, ModuleType]) -> None:
+    worth = {"gdd": (0.1, 0.9), "second": (0.5, 0.1), "sfddm": (0.6, 0.6)}
+    plan = plan_of(frontier, list(worth), calls=[1])
+    made = play(
+        frontier, plan, lambda cell: result(cell, worth[cell.entry][0] / (1 + cell.candidate), worth[cell.entry][1])
+    )
+    found = frontier["halving"].finalists(plan, frontier["halving"].Known(made))
+    assert found == [("gdd", 1, 2), ("second", 1, 2)]
+    there = plan_of(frontier, list(worth), calls=[1], chosen=found, budgets=[30], seeds=[0])
+    assert [(one["entry"], one["candidate"]) for one in play(frontier, there, lambda cell: result(cell, 1.0, 1.0))] == [
+        ("gdd", 2),
+        ("second", 2),
+    ]
+
+
 def known_of(frontier: dict[str, ModuleType]) -> dict[str, Any]:
     plan = plan_of(frontier, ["sfd", "sfd_v", "gdd"], calls=[1, 2, 4, 8])
 

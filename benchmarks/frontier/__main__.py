@@ -6,7 +6,8 @@ python benchmarks/frontier digits8 --report page --pictures docs     # as a page
 python benchmarks/frontier digits8 --publish                         # what `onefold advise` is to know
 
 A budget is work in forward passes of the teacher: a training step of a network is three, and a trajectory of N teacher calls N. Images come from
-noise that no training and no choice of settings has seen. With --like digits8 only the best methods there are made, with their best settings.
+noise that no training and no choice of settings has seen. With --like digits8 only the best methods there are made, with their best settings
+(--keep of each number of calls and measure).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cells import RESULT, Bench, Cell, fines_of, measured
 from controls import controls
 from entries import ENTRIES
-from halving import Known, Plan, Result, cell_of, cells
+from halving import Known, Plan, Result, cell_of, cells, finalists
 from page import write_page
 from pairs import RESULTS, save
 from plots import plot
 from publish import publish
-from tables import markdown
+from tables import markdown, short
 from workers import Worker
 
 import onefold
@@ -57,10 +59,15 @@ class Frontier:
             given.teacher, given.data, references, given.count, given.device, given.extractor, given.extractor_weights
         )
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         given = self.given
-        return Plan(given.calls, given.budgets, given.seeds, given.entries, given.keep)
+        plan = Plan(given.calls, given.budgets, given.seeds, given.entries, given.keep)
+        if given.like is None:
+            return plan
+        there = whole(f"frontier_{given.like}")
+        found = finalists(replace(Plan(**there["plan"]), keep=given.keep), Known(there["cells"]))
+        return replace(plan, chosen=found)
 
     @property
     def late(self) -> bool:
@@ -150,11 +157,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--entries", nargs="+", choices=ENTRIES, default=list(ENTRIES), metavar="ENTRY")
     parser.add_argument("--keep", type=int, default=2, help="of each number of calls and measure, at the last budget")
+    parser.add_argument("--like", metavar="TEACHER", help="make the best methods there alone, with their best settings")
     parser.add_argument("--count", type=int, default=1000, help="images")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="students made at the same time")
     parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
     parser.add_argument("--table", action="store_true", help="print the table and do nothing else")
+    parser.add_argument("--short", action="store_true", help="print the best of each number of calls, and nothing else")
     parser.add_argument("--report", type=Path, help="folder for the page, and do nothing else")
     parser.add_argument(
         "--pictures", type=Path, help="folder for the page's two pictures as files, and do nothing else"
@@ -172,12 +181,14 @@ def images(text: str) -> int:
 
 def main() -> None:
     given = parse()
-    if not (given.table or given.report or given.pictures or given.publish):
+    if not (given.table or given.short or given.report or given.pictures or given.publish):
         Frontier(given).run()
         return
     known = whole(f"frontier_{Path(given.teacher).name}")
     if given.table:
         print("\n".join(markdown(known)))
+    if given.short:
+        print("\n".join(short(known)))
     if given.report:
         print(write_page(known, given.out, given.report))
     if given.pictures:

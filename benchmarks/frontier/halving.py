@@ -29,13 +29,22 @@ class Plan:
     seeds: Sequence[int]
     entries: Sequence[str]
     keep: int  # methods of each number of calls, by either measure, at the largest budget
+    chosen: Sequence[Sequence[Any]] = ()  # entry, calls and candidate: these alone, as found on another teacher
 
     def contestants(self) -> list[Contestant]:
+        if self.chosen:
+            return [(name, calls) for name, calls, _ in self.chosen]
         found: list[Contestant] = []
         for name in self.entries:
             counts = [calls for calls in self.calls if calls in ENTRIES[name].counts]
             found += [(name, max(counts))] if ENTRIES[name].together else [(name, calls) for calls in counts]
         return found
+
+    def candidates(self, contestant: Contestant) -> list[int]:
+        if self.chosen:
+            return [candidate for *one, candidate in self.chosen if tuple(one) == contestant]
+        name, calls = contestant
+        return list(range(len(ENTRIES[name].candidates(calls))))
 
 
 def cell_of(result: Result) -> Cell:
@@ -88,7 +97,7 @@ def candidates_at(contestant: Contestant, plan: Plan, known: Known, rung: int) -
     """Of the last budget's the better half; none before that is known. The last budget of three or more has one."""
     name, calls = contestant
     if rung == 0:
-        return list(range(len(ENTRIES[name].candidates(calls))))
+        return plan.candidates(contestant)
     before = candidates_at(contestant, plan, known, rung - 1)
     tried = [Cell(name, calls, plan.budgets[rung - 1], candidate, plan.seeds[0]) for candidate in before]
     if not tried or not all(map(known.has, tried)):
@@ -119,11 +128,15 @@ def alive(plan: Plan, known: Known, rung: int) -> list[Contestant]:
     before = winners(plan, known, rung - 1)
     if before.keys() != set(everyone):  # whose turn it is depends on all of them
         return []
-    going: set[Contestant] = set()
-    for calls in plan.calls:
-        for measure in ("fd", "rmse"):
-            going.update(ranked(before, known, calls, measure)[: plan.keep])
+    going = best_few(before, plan, known)
     return [contestant for contestant in everyone if contestant in going]
+
+
+def best_few(found: dict[Contestant, list[Cell]], plan: Plan, known: Known) -> set[Contestant]:
+    measures = ("fd", "rmse")
+    return {
+        one for calls in plan.calls for measure in measures for one in ranked(found, known, calls, measure)[: plan.keep]
+    }
 
 
 def ranked(before: dict[Contestant, list[Cell]], known: Known, calls: int, measure: str) -> list[Contestant]:
@@ -133,3 +146,14 @@ def ranked(before: dict[Contestant, list[Cell]], known: Known, calls: int, measu
         if rows:
             values[contestant] = fmean(row["choice"][measure] for row in rows)
     return sorted(values, key=lambda contestant: values[contestant])
+
+
+def finalists(plan: Plan, known: Known) -> list[tuple[str, int, int]]:
+    """The best few of each number of calls, by either measure, with their settings at the largest budget that is known of each."""
+    latest: dict[Contestant, list[Cell]] = {}
+    for rung in range(len(plan.budgets)):
+        latest.update(winners(plan, known, rung))
+    going = best_few(latest, plan, known)
+    return [
+        (name, calls, latest[name, calls][0].candidate) for name, calls in plan.contestants() if (name, calls) in going
+    ]

@@ -11,6 +11,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from points import Point, best, everything, lowest, pareto, solver, students
 
 COLOURS = {
@@ -71,7 +72,7 @@ def by_calls(axes: Axes, known: dict[str, Any], measure: str) -> None:
         xscale="log", xticks=plan["calls"], xticklabels=plan["calls"], xlabel="network calls", ylabel=AXES[measure]
     )
     axes.set_title("at its best budget", fontsize=9)
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def by_training(axes: Axes, known: dict[str, Any], measure: str, calls: int) -> None:
@@ -85,7 +86,7 @@ def by_training(axes: Axes, known: dict[str, Any], measure: str, calls: int) -> 
     budgets = [budget / 1000 for budget in known["plan"]["budgets"]]
     axes.set(xscale="log", xticks=budgets, xticklabels=[f"{budget:g}" for budget in budgets])
     axes.set_title(f"{calls} call{'s' * (calls != 1)}", fontsize=9)
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def draw(axes: Axes, points: Sequence[tuple[float, Point]], measure: str, name: str, front: Sequence[Point]) -> None:
@@ -126,5 +127,9 @@ def finish(axes: Axes, known: dict[str, Any], measure: str) -> None:
         color="0.4",
     )
     axes.set(yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.08)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.2)

@@ -30,6 +30,26 @@ def markdown(known: dict[str, Any]) -> Iterator[str]:
 MEASURES = ("fd", "rmse")
 
 
+def short(known: dict[str, Any]) -> Iterator[str]:
+    """The least distance to the data at each number of calls: what is free, without images, and with them."""
+    yield "| calls | no training | best student without images | best with images |"
+    yield "|---|---|---|---|"
+    found = students(known)
+    for calls in known["plan"]["calls"]:
+        here = [point for point in found if point.calls == calls]
+        kinds = [[solver(known, calls, "fd")], [p for p in here if not p.data], [p for p in here if p.data]]
+        yield (
+            f"| {calls} | "
+            + " | ".join(told(min(kind, key=lambda p: p.mean("fd"))) if kind else "-" for kind in kinds)
+            + " |"
+        )
+
+
+def told(point: Point) -> str:
+    trained = f", {duration(point.cost('seconds'))}" if point.budget else ""
+    return f"{point.mean('fd'):.2f} / {point.mean('rmse'):.3f} {point.label}{trained}"
+
+
 def heading(known: dict[str, Any]) -> str:
     top = best(known)
     name = next(iter(top.rows[0]["scores"]))
