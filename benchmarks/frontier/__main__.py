@@ -106,11 +106,13 @@ class Frontier:
         if any(ended):
             self.gather()
         for worker in workers:
-            working = {one.cell for one in workers}
-            cell = next((cell for cell in cells(self.plan, Known(self.cells)) if cell not in working), None)
-            if worker.cell is None and cell is not None:
+            cell = None if worker.cell else self.next_cell({one.cell for one in workers})
+            if cell is not None:
                 worker.begin(cell, bench)
         return any(worker.cell for worker in workers)
+
+    def next_cell(self, working: set[Cell | None]) -> Cell | None:
+        return next((cell for cell in cells(self.plan, Known(self.cells)) if cell not in working), None)
 
     @property
     def cells(self) -> list[Result]:

@@ -77,7 +77,10 @@ class Bench:
         return min(self.counts, key=lambda known: abs(math.log(known / calls)))
 
     def free(self, calls: int) -> list[Solver]:
-        return [one for one in self.solvers if one.calls == calls]
+        """The solver with the least distance to the data, and the one that is nearest to the teacher."""
+        here = [one for one in self.solvers if one.calls == calls]
+        fair, near = min(here, key=lambda one: one.fd), min(here, key=lambda one: one.rmse)
+        return [fair] if fair is near else [fair, near]
 
     def affordable(self, calls: int, forwards: float) -> list[Measured]:
         """Of each method what it does with the largest budget that is not above this one; with less than any, the smallest."""
