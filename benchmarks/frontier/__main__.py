@@ -31,7 +31,7 @@ from entries import ENTRIES
 from halving import Known, Plan, Result, cell_of, cells, finalists
 from page import write_page
 from pairs import RESULTS, save
-from plots import plot
+from plots import overview, plot
 from publish import publish
 from tables import markdown, short
 from workers import Worker
@@ -167,9 +167,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="print the table and do nothing else")
     parser.add_argument("--short", action="store_true", help="print the best of each number of calls, and nothing else")
     parser.add_argument("--report", type=Path, help="folder for the page, and do nothing else")
-    parser.add_argument(
-        "--pictures", type=Path, help="folder for the page's two pictures as files, and do nothing else"
-    )
+    parser.add_argument("--pictures", type=Path, help="folder for the pictures as files, and do nothing else")
     parser.add_argument("--publish", action="store_true", help="write what `onefold advise` knows, and do nothing else")
     parser.add_argument("--out", type=Path, default=Path("runs/frontier"), help="folder of the runs, to go on with")
     return parser.parse_args()
@@ -196,6 +194,7 @@ def main() -> None:
     if given.pictures:
         for measure in ("fd", "rmse"):
             plot(known, measure, given.pictures / f"frontier_{known['teacher']}_{measure}.png")
+        overview(known, given.pictures / f"frontier_{known['teacher']}.png")
     if given.publish:
         publish()
 

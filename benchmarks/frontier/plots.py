@@ -11,6 +11,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from points import Point, best, everything, lowest, pareto, solver, students
 
@@ -41,12 +42,25 @@ def plot(known: dict[str, Any], measure: str, path: Path) -> None:
     for axes, calls in zip(panels, plan["calls"], strict=False):
         by_training(axes, known, measure, calls)
     right.supxlabel("training, in thousands of the teacher's forward passes", fontsize=9)
+    name = known["teacher"]
+    finished(
+        figure, f"{name}: which method pays? Ringed: nothing is better for as few calls and as little training", path
+    )
+
+
+def overview(known: dict[str, Any], path: Path) -> None:
+    """Both measures by calls, side by side."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for axes, measure in zip(panels, AXES, strict=True):
+        by_calls(axes, known, measure)
+        axes.set_title({"fd": "like the data", "rmse": "like the teacher, from the same noise"}[measure], fontsize=10)
+    finished(figure, f"{known['teacher']}: every method at its best budget, beside the teacher's best solver", path)
+
+
+def finished(figure: Figure, title: str, path: Path) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    name = known["teacher"]
-    figure.suptitle(
-        f"{name}: which method pays? Ringed: nothing is better for as few calls and as little training", fontsize=11
-    )
+    figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
