@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import onefold
 from onefold import seeds
+from onefold.bench.judging import find_extractors
 from onefold.data import load_data, to_float, to_uint8
 from onefold.errors import UserError
 from onefold.metrics.clip import clip_score
@@ -609,6 +610,9 @@ def spread(images):
 def classify(images):
     return images.mean((2, 3)), images.flatten(1)[:, :5].half()
 
+def scaled(images, weights):
+    return images.mean((2, 3)) * float(weights.read_text())
+
 def flat(images): return images.mean((1, 2, 3))
 def array(images): return images.mean((2, 3)).numpy()
 def fewer(images): return images.mean((2, 3))[1:]
@@ -651,6 +655,28 @@ def test_a_function_may_classify(mine: Path) -> None:
     assert features.logits is not None
     assert features.logits.shape == (4, 5)
     assert features.logits.dtype == torch.float32
+
+
+def test_a_function_may_want_weights(mine: Path) -> None:
+    """It gets the path that is given, and other weights make another extractor."""
+    name, images = "minepackage.features:scaled", noise(4, 3, 6, 5)
+    for value in ("2", "3"):
+        (mine / value).write_text(value)
+    two, three = (find_extractor(name, weights=mine / value) for value in ("2", "3"))
+    torch.testing.assert_close(two.extract(images).vectors, 2 * images.mean((2, 3)))
+    torch.testing.assert_close(three.extract(images).vectors, 3 * images.mean((2, 3)))
+    assert two.identity != three.identity
+    assert two.identity == find_extractor(name, weights=mine / "2").identity
+    assert "wants a file of weights; give it with --weights FILE" in complaint(name)
+    assert "there is no file 'nowhere'" in complaint(name, weights=Path("nowhere"))
+
+
+def test_among_several_extractors_weights_go_to_those_that_take_them(mine: Path) -> None:
+    (mine / "2").write_text("2")
+    names = ["minepackage.features:scaled", "minepackage.features:spread", "pixels"]
+    assert list(find_extractors(names, mine / "2", (3, 8, 8), "cpu")) == names
+    with pytest.raises(UserError, match="leave --weights out"):
+        find_extractors(names[1:2], mine / "2", (3, 8, 8), "cpu")
 
 
 def test_names_that_lead_to_no_function_are_refused(mine: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from onefold.bench.gathering import Gathered
 from onefold.bench.leakage import UNRELATED, warnings
 from onefold.errors import UserError
+from onefold.imports import find_function, is_function_name
 from onefold.metrics.extractors import Extractor, find_extractor
 from onefold.metrics.references import NAME, load_reference, maker_of, shape_text
 from onefold.metrics.scores import METRICS, USUAL, Evidence, Metric, Need, Score, asked_metrics, title_of
@@ -173,8 +174,8 @@ def find_extractors(
     wanted = list(dict.fromkeys(names))
     found = {}
     for name in wanted:
-        # bundled ones bring their own, so among several the weights are another's
-        given = weights if name in TAKES_WEIGHTS or len(wanted) == 1 else None
+        # those that bring their own leave the weights to another of them
+        given = weights if len(wanted) == 1 or takes_weights(name) else None
         one = find_extractor(name, weights=given, device=device)
         if one.shape is not None and tuple(one.shape) != tuple(shape):
             raise UserError(
@@ -182,6 +183,12 @@ def find_extractors(
             )
         found[name] = one
     return found
+
+
+def takes_weights(name: str) -> bool:
+    from onefold.metrics.extractors.user import wants_weights
+
+    return name in TAKES_WEIGHTS or (is_function_name(name) and wants_weights(find_function(name, "extractor")))
 
 
 def beside(

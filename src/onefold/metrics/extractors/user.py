@@ -1,9 +1,15 @@
-"""A user's own function: images N C H W in [-1, 1] -> features N D, or (features, logits)."""
+"""A user's own function: images N C H W in [-1, 1] -> features N D, or (features, logits).
+
+One with a parameter `weights` gets the path that the user gives for them, with every call.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,18 +24,42 @@ from onefold.imports import find_function
 from onefold.metrics.extractors import Extractor
 from onefold.metrics.extractors.running import extraction, no_weights
 
+WEIGHTS = "weights"  # the parameter
+
 
 def build(name: str, weights: Path | None, device: torch.device) -> Extractor:
-    """Its identity is its source file's: what else decides its features, such as weights it loads, it keeps to itself."""
-    no_weights(name, weights)
+    """Its identity is that of its source file, and of its weights: what else decides its features it keeps to itself."""
     function = find_function(name, "extractor")
+    source = source_of(name, sys.modules[name.partition(":")[0]])
+    if wants_weights(function):
+        weights = weights_file(name, weights)
+        function, about = partial(function, weights=weights), first_line_of(function)
+        identity = hashlib.sha256(f"{sha256(source)} {sha256(weights)}".encode()).hexdigest()
+    else:
+        no_weights(name, weights)
+        about, identity = first_line_of(function), sha256(source)
     return Extractor(
         name=name,
-        identity=sha256(source_of(name, sys.modules[name.partition(":")[0]])),
-        about=first_line_of(function) or "a function of your own",
+        identity=identity,
+        about=about or "a function of your own",
         classes=None,
         extract=extraction(name, checked(name, function), device),
     )
+
+
+def wants_weights(function: Callable[..., Any]) -> bool:
+    try:
+        return WEIGHTS in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some that are written in C do not say
+        return False
+
+
+def weights_file(name: str, weights: Path | None) -> Path:
+    if weights is None:
+        raise UserError(f"extractor {name!r} wants a file of weights; give it with --weights FILE")
+    if not weights.is_file():
+        raise UserError(f"there is no file {str(weights)!r} with the weights of extractor {name!r}; mend --weights")
+    return weights
 
 
 def source_of(name: str, module: ModuleType) -> Path:
