@@ -41,10 +41,14 @@ def result(cell: Any, fd: float, rmse: float, counts: tuple[int, ...] = ()) -> d
     return {**asdict(cell), "stages": [asdict(stage) for stage in cell.stages], "cost": cost, "rows": rows}
 
 
+def failed(cell: Any) -> dict[str, Any]:
+    return {**asdict(cell), "stages": [asdict(stage) for stage in cell.stages], "failed": "infinite"}
+
+
 def play(frontier: dict[str, ModuleType], plan: Any, quality: Any) -> list[dict[str, Any]]:
     """All cells in the order in which they come up."""
     results: list[dict[str, Any]] = []
-    while cell := next(frontier["halving"].cells(plan, frontier["halving"].Known(results)), None):
+    while cell := next(frontier["halving"].upcoming(plan, frontier["halving"].Known(results)), None):
         results.append(quality(cell))
     return results
 
@@ -77,7 +81,7 @@ def test_methods_go_on_by_either_measure(frontier: dict[str, ModuleType]) -> Non
 def test_settings_that_fail_lose(frontier: dict[str, ModuleType]) -> None:
     def quality(cell: Any) -> dict[str, Any]:
         if cell.candidate == 0:
-            return {**asdict(cell), "failed": "infinite"}
+            return failed(cell)
         return result(cell, 1 + cell.candidate, 0.1)
 
     plan = plan_of(frontier, ["tuning"], calls=[1])
@@ -91,7 +95,7 @@ def test_a_method_that_always_fails_ends_nothing(frontier: dict[str, ModuleType]
     made = play(
         frontier,
         plan,
-        lambda cell: {**asdict(cell), "failed": "no"} if cell.entry == "sfddm" else result(cell, 1.0, 1.0),
+        lambda cell: failed(cell) if cell.entry == "sfddm" else result(cell, 1.0, 1.0),
     )
     assert {one["entry"] for one in made if one["budget"] == 40} == {"second"}
     known = {"plan": asdict(plan), "cells": made}
@@ -102,10 +106,10 @@ def test_who_imitates_nobody_is_chosen_by_the_data_alone(frontier: dict[str, Mod
     cell = frontier["cells"].Cell
     first, second = cell("gdd", 1, 10, 0, 0), cell("gdd", 1, 10, 1, 0)
     known = frontier["halving"].Known([result(first, 0.2, 0.9), result(second, 0.3, 0.1)])
-    assert known.best([first, second]) == [first, second]
+    assert known.best_first([first, second]) == [first, second]
     first, second = cell("sfd", 1, 10, 0, 0), cell("sfd", 1, 10, 1, 0)
     known = frontier["halving"].Known([result(first, 0.2, 0.9), result(second, 0.3, 0.1)])
-    assert known.best([first, second]) == [second, first]
+    assert known.best_first([first, second]) == [second, first]
 
 
 def test_one_student_of_several_numbers_of_calls_is_made_once(frontier: dict[str, ModuleType]) -> None:
@@ -197,6 +201,7 @@ def test_what_is_published_can_be_looked_up(
     (found,) = publish.published()["teachers"]
     bench = read(found)
     assert bench.counts == [1, 2, 4, 8] and bench.shape == [1, 8, 8] and len(bench.solvers) == 4
+    assert bench.error == 0  # what chose the settings is here what is reported
     assert {one.method for one in bench.affordable(1, 15)} == {"sfd", "gdd"}  # SFD-v is one for several numbers
     assert [one.budget for one in bench.affordable(1, 25)] == [20, 20]
 

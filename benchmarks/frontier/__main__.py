@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cells import RESULT, Bench, Cell, fines_of, measured
 from controls import controls
 from entries import ENTRIES
-from halving import Known, Plan, Result, cell_of, cells, finalists
+from halving import Known, Plan, Result, cell_of, current, finalists, upcoming
 from page import write_page
 from pairs import RESULTS, save
 from plots import overview, plot
@@ -40,6 +40,8 @@ import onefold
 from onefold.metrics.references import NAME
 from onefold.progress import duration
 from onefold.training.budget import Budget
+
+MORE = 3  # exit code: the minutes are over, and the same command goes on
 
 
 class Frontier:
@@ -82,11 +84,13 @@ class Frontier:
         }
         save(self.name, {**self.known, **told}, show=False)
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Whether all is done."""
         given, bench = self.given, self.bench
         given.out.mkdir(parents=True, exist_ok=True)
+        check_same(given.out / "bench.json", bench)
         self.gather()
-        if "controls" not in self.known:
+        if not {*given.calls} <= {row["calls"] for row in self.known.get("controls", [])}:
             fines = fines_of(bench, given.out)
             self.known["controls"] = controls(bench, given.calls, fines, measured)
             self.keep()
@@ -99,6 +103,7 @@ class Frontier:
             for worker in workers:
                 worker.stop()
             self.gather()
+        return next(upcoming(self.plan, Known(self.results)), None) is None
 
     def busy(self, workers: list[Worker], bench: Bench) -> bool:
         """Everyone who is free gets the next cell; False once nothing is left to do."""
@@ -112,27 +117,37 @@ class Frontier:
         return any(worker.cell for worker in workers)
 
     def next_cell(self, working: set[Cell | None]) -> Cell | None:
-        return next((cell for cell in cells(self.plan, Known(self.cells)) if cell not in working), None)
+        return next((cell for cell in upcoming(self.plan, Known(self.results)) if cell not in working), None)
 
     @property
-    def cells(self) -> list[Result]:
+    def results(self) -> list[Result]:
         found: list[Result] = self.known.setdefault("cells", [])
         return found
 
     def gather(self) -> None:
         """Results that lie there, of this call and of earlier ones."""
-        known = Known(self.cells)
+        known = Known(self.results)
+        self.known["cells"] = list(known.by_cell.values())
         for path in sorted(self.given.out.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime):
             result: Result = json.loads(path.read_text())
-            if not known.has(cell_of(result)):
-                self.cells.append(result)
+            if current(result) and not known.has(cell_of(result)):
+                self.results.append(result)
                 self.tell(cell_of(result), result)
         self.keep()
 
     def tell(self, cell: Cell, result: Result) -> None:
         values = [f"{row['calls']}: {fd_of(row):.3f} {row['rmse']:.4f}" for row in result.get("rows", [])]
         spent = duration(time.monotonic() - self.begin)
-        print(f"{spent} {len(self.cells)} {cell.name}", *values, result.get("failed", ""), flush=True)
+        print(f"{spent} {len(self.results)} {cell.name}", *values, result.get("failed", ""), flush=True)
+
+
+def check_same(path: Path, bench: Bench) -> None:
+    """What lies in a folder was made with one teacher, data and number of images."""
+    told = {**asdict(bench), "references": list(bench.references), "device": ""}
+    if not path.exists():
+        path.write_text(json.dumps(told) + "\n")
+    elif json.loads(path.read_text()) != told:
+        sys.exit(f"{path.parent} holds runs with another teacher, data or count ({path}); choose another --out")
 
 
 def fd_of(row: dict[str, Any]) -> float:
@@ -169,8 +184,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--report", type=Path, help="folder for the page, and do nothing else")
     parser.add_argument("--pictures", type=Path, help="folder for the pictures as files, and do nothing else")
     parser.add_argument("--publish", action="store_true", help="write what `onefold advise` knows, and do nothing else")
-    parser.add_argument("--out", type=Path, default=Path("runs/frontier"), help="folder of the runs, to go on with")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, help="folder of the runs, to go on with; runs/frontier_TEACHER")
+    given = parser.parse_args()
+    given.out = given.out or Path(f"runs/frontier_{Path(given.teacher).name}")
+    return given
 
 
 def images(text: str) -> int:
@@ -182,8 +199,7 @@ def images(text: str) -> int:
 def main() -> None:
     given = parse()
     if not (given.table or given.short or given.report or given.pictures or given.publish):
-        Frontier(given).run()
-        return
+        sys.exit(0 if Frontier(given).run() else MORE)
     known = whole(f"frontier_{Path(given.teacher).name}")
     if given.table:
         print("\n".join(markdown(known)))

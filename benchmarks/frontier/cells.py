@@ -18,7 +18,7 @@ import onefold
 from onefold.bench.ways import FINE
 from onefold.data import to_uint8
 from onefold.denoiser import Denoiser
-from onefold.errors import UserError
+from onefold.errors import DivergedError
 from onefold.files import atomic_file
 from onefold.losses import root_mean_square
 from onefold.student import Student, load_student
@@ -156,16 +156,16 @@ def fines_of(bench: Bench, cache: Path) -> dict[int, Tensor]:
 
 def run(cell: Cell, bench: Bench, folder: Path, cache: Path) -> dict[str, Any]:
     """The row of every number of calls, or why there is none."""
+    told = {**asdict(cell), "stages": [asdict(stage) for stage in cell.stages]}
     try:
         student = train(cell, bench, folder)
-    except UserError as error:
-        return {**asdict(cell), "failed": str(error)}
+    except DivergedError as error:
+        return {**told, "failed": str(error)}
     fines = fines_of(bench, cache)
     rows = [measure(student, calls, fines, bench) for calls in student.counts]
     shown = {str(calls): student.sample(COLUMNS, first=UNSEEN, calls=calls).numpy() for calls in student.counts}
     np.savez(folder / SHOWN, **shown)
-    told = {"stages": [asdict(stage) for stage in cell.stages], "cost": student.recipe["cost"]}
-    return {**asdict(cell), **told, "rows": rows}
+    return {**told, "cost": student.recipe["cost"], "rows": rows}
 
 
 def make(cell: Cell, bench: Bench, cache: Path) -> None:

@@ -75,12 +75,13 @@ def sfddm(calls: int) -> list[list[Stage]]:
 def rollout(data: str | None) -> Callable[[int], list[list[Stage]]]:
     def candidates(calls: int) -> list[list[Stage]]:
         common: Settings = {"calls": calls, **({"data": data} if data else {})}
-        near: Settings = {"loss": "pseudo_huber", "weight": "x0"}
+        near: Settings = {**common, "loss": "pseudo_huber", "weight": "x0"}
+        # of one step there is but one spacing, so rates are tried instead
+        others = [(3e-4, "quadratic"), (3e-4, "gits")] if calls > 1 else [(1e-3, "uniform"), (1e-4, "uniform")]
         return runs(
             "sfddm",
-            {**common, **near, "phi": "uniform", "lr": 3e-4},
-            {**common, **near, "phi": "quadratic", "lr": 3e-4},
-            {**common, **near, "phi": "gits", "lr": 3e-4},
+            {**near, "phi": "uniform", "lr": 3e-4},
+            *({**near, "phi": phi, "lr": rate} for rate, phi in others),
             {**common, "loss": "l2", "weight": "truncated", "phi": "quadratic", "lr": 1e-4},
         )
 
@@ -104,7 +105,7 @@ def consistency(calls: int) -> list[list[Stage]]:
     return runs(
         "consistency",
         {**common, "skip": min(8, whole), "doublings": 0},
-        {**common, "skip": min(4, whole), "doublings": 0},
+        {**common, "skip": min(8, whole) // 2, "doublings": 0},
         {**common, "parts": whole // 2, "skip": whole // 2, "doublings": 0},
         {**common, "skip": min(8, whole), "doublings": 0, "lr": 1e-3},
     )

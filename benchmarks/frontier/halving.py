@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
@@ -51,11 +51,18 @@ def cell_of(result: Result) -> Cell:
     return Cell(*(result[name] for name in Cell.__dataclass_fields__))
 
 
+def current(result: Result) -> bool:
+    """Whether a candidate still is what it was when this was found."""
+    candidates = ENTRIES[result["entry"]].candidates(result["calls"]) if result["entry"] in ENTRIES else []
+    place = result["candidate"]
+    return place < len(candidates) and result["stages"] == [asdict(stage) for stage in candidates[place]]
+
+
 class Known:
     """What was found, by cell."""
 
     def __init__(self, results: Sequence[Result]) -> None:
-        self.by_cell = {cell_of(result): result for result in results}
+        self.by_cell = {cell_of(result): result for result in results if current(result)}
 
     def has(self, cell: Cell) -> bool:
         return cell in self.by_cell
@@ -70,11 +77,11 @@ class Known:
         values = [row["choice"]["fd"] * (row["choice"]["rmse"] if imitates else 1) for row in rows]
         return fmean(map(math.log, values))
 
-    def best(self, cells: Sequence[Cell]) -> list[Cell]:
+    def best_first(self, cells: Sequence[Cell]) -> list[Cell]:
         return sorted(cells, key=self.choice)
 
 
-def cells(plan: Plan, known: Known) -> Iterator[Cell]:
+def upcoming(plan: Plan, known: Known) -> Iterator[Cell]:
     """All that are still to be made and whose turn has come: at each budget everyone's first seed before the others."""
     for rung, budget in enumerate(plan.budgets):
         everyone = [cell for one in alive(plan, known, rung) for cell in due(one, plan, known, rung, budget)]
@@ -87,9 +94,9 @@ def due(contestant: Contestant, plan: Plan, known: Known, rung: int, budget: int
     """Of one method at one budget: its candidates with the first seed; when they are known, the best with the others."""
     candidates = candidates_at(contestant, plan, known, rung)
     first = [Cell(*contestant, budget, candidate, plan.seeds[0]) for candidate in candidates]
-    if not all(map(known.has, first)):
+    if not first or not all(map(known.has, first)):
         return first
-    best = known.best(first)[:1]
+    best = known.best_first(first)[:1]
     return first + [Cell(*contestant, budget, cell.candidate, seed) for cell in best for seed in plan.seeds[1:]]
 
 
@@ -103,7 +110,7 @@ def candidates_at(contestant: Contestant, plan: Plan, known: Known, rung: int) -
     if not tried or not all(map(known.has, tried)):
         return []
     last = rung == len(plan.budgets) - 1 and rung > 1
-    return [cell.candidate for cell in known.best(tried)[: 1 if last else math.ceil(len(tried) / 2)]]
+    return [cell.candidate for cell in known.best_first(tried)[: 1 if last else math.ceil(len(tried) / 2)]]
 
 
 def winners(plan: Plan, known: Known, rung: int) -> dict[Contestant, list[Cell]]:
@@ -114,7 +121,7 @@ def winners(plan: Plan, known: Known, rung: int) -> dict[Contestant, list[Cell]]
         first = [Cell(*contestant, plan.budgets[rung], candidate, plan.seeds[0]) for candidate in candidates]
         first = [cell for cell in first if known.has(cell)]
         if first:
-            best = known.best(first)[0]
+            best = known.best_first(first)[0]
             cells = [Cell(*contestant, best.budget, best.candidate, seed) for seed in plan.seeds]
             found[contestant] = [cell for cell in cells if known.has(cell)]
     return found
@@ -125,10 +132,10 @@ def alive(plan: Plan, known: Known, rung: int) -> list[Contestant]:
     everyone = plan.contestants()
     if rung == 0 or rung < len(plan.budgets) - 1:
         return everyone
-    before = winners(plan, known, rung - 1)
-    if before.keys() != set(everyone):  # whose turn it is depends on all of them
+    last = [cell for one in everyone for cell in due(one, plan, known, rung - 1, plan.budgets[rung - 1])]
+    if not last or not all(map(known.has, last)):  # who goes on depends on all of them
         return []
-    going = best_few(before, plan, known)
+    going = best_few(winners(plan, known, rung - 1), plan, known)
     return [contestant for contestant in everyone if contestant in going]
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from statistics import pstdev
 from typing import Any
 
+from entries import ENTRIES
 from pairs import RESULTS
 from points import Point, best, score_of, students
 
 import onefold
 from onefold.bench.measured import PATH
 from onefold.files import atomic_file
+from onefold.grids import usual_schedule
+from onefold.teachers import bundled
 
 
 def publish() -> None:
@@ -19,30 +24,39 @@ def publish() -> None:
 
 
 def published() -> dict[str, Any]:
-    paths = sorted(RESULTS.glob("frontier_*.json"))
-    return {"teachers": [condensed(json.loads(path.read_text())) for path in paths]}
+    """Of those teachers that everyone has."""
+    paths = [RESULTS / f"frontier_{name}.json" for name in bundled()]
+    return {"teachers": [condensed(json.loads(path.read_text())) for path in paths if path.exists()]}
 
 
 def condensed(known: dict[str, Any]) -> dict[str, Any]:
     teacher = onefold.load_teacher(known["teacher"], device="cpu")
-    top = best(known)
+    top, found = best(known), [point for point in students(known) if not ENTRIES[point.entry].together]
+    usual = usual_schedule(teacher.process)
     return {
         "name": known["teacher"],
         "shape": list(teacher.image_shape),
         "parameters": sum(parameter.numel() for parameter in teacher.module.parameters()),
         "measure": next(iter(top.rows[0]["scores"])),
-        "images": known["count"],
-        "floor": rounded(score_of(top.rows[0], "fd")["floor"]["value"]),
+        "error": rounded(paired_error(found)),
         "best": {"calls": top.calls, **quality(top)},
-        "solvers": [of_solver(row) for row in known["controls"] if row["grid"] != "best"],
-        "students": [of_student(point) for point in students(known)],
+        "solvers": [of_solver(row, usual) for row in known["controls"] if row["grid"] != "best"],
+        "students": [of_student(point) for point in found],
         "machine": known["machine"],
         "versions": known["versions"],
     }
 
 
-def of_solver(row: dict[str, Any]) -> dict[str, Any]:
-    names = {name: row[name] for name in ("solver", "grid", "calls")}
+def paired_error(found: Sequence[Point]) -> float:
+    """Of a difference of two students' distances to the data, from the same noise: how much more the differences between two sets of noise
+    vary than their common part, over the better half of all students."""
+    rows = sorted((row for point in found for row in point.rows), key=lambda row: score_of(row, "fd")["value"])
+    changes = [score_of(row, "fd")["value"] - row["choice"]["fd"] for row in rows[: len(rows) // 2]]
+    return pstdev(changes)  # of one student at two sets, as much as of two students at one
+
+
+def of_solver(row: dict[str, Any], usual: str) -> dict[str, Any]:
+    names = {"solver": row["solver"], "grid": "auto" if row["grid"] == usual else row["grid"], "calls": row["calls"]}
     return {**names, **quality(Point("solver", "", False, row["calls"], 0, [row]))}
 
 
@@ -53,7 +67,6 @@ def of_student(point: Point) -> dict[str, Any]:
         "label": point.label,
         "data": point.data,
         "calls": point.calls,
-        "together": sorted(row["calls"] for row in result["rows"]),
         "budget": point.budget,
         **quality(point),
         "recall": rounded(point.mean("recall")),
@@ -65,7 +78,7 @@ def of_student(point: Point) -> dict[str, Any]:
 
 
 def quality(point: Point) -> dict[str, float]:
-    return {"fd": rounded(point.mean("fd")), "spread": rounded(point.spread), "rmse": rounded(point.mean("rmse"))}
+    return {"fd": rounded(point.mean("fd")), "rmse": rounded(point.mean("rmse"))}
 
 
 def rounded(value: float) -> float:

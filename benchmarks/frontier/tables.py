@@ -80,7 +80,7 @@ def line(points: Sequence[Point], budgets: Sequence[int], frontier: dict[str, se
 
 
 def cell(point: Point, frontier: dict[str, set[Any]]) -> str:
-    """Both means, and beneath how far the seeds are apart."""
+    """Both means with half of the seeds' range."""
     seeds = "" if len(point.rows) > 1 else " (one seed)"
     return f"{bold(point, 'fd', frontier)} / {bold(point, 'rmse', frontier)}{seeds}"
 

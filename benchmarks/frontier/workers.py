@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
@@ -43,7 +42,7 @@ class Worker:
 
     def stop(self) -> None:
         """A run in work keeps a checkpoint and goes on in the next call."""
-        os.kill(self.process.pid or 0, signal.SIGTERM)
+        self.process.terminate()
         self.process.join()
 
 

@@ -17,6 +17,10 @@ class UserError(Exception):
         super().__init__(printable(str(sentence)))
 
 
+class DivergedError(UserError):
+    """A training that went to infinity, as settings may make it."""
+
+
 def printable(text: str) -> str:
     """On one line, not longer than is read, and without control characters: terminals obey them, whoever wrote the file."""
     if len(text) > MOST_LETTERS:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from onefold import seeds
-from onefold.errors import UserError, first_line
+from onefold.errors import DivergedError, UserError, first_line
 from onefold.pictures import save_png
 from onefold.progress import Progress, Tell, silent
 from onefold.training.budget import Budget
@@ -307,7 +307,7 @@ class Engine:
         broken = [name for name, flag in self.broken.items() if bool(flag)]
         if broken or (self.scaler.is_enabled() and self.scaler.get_scale() < 1):
             turn = f" in the turn of {broken[0]!r}" if broken and len(self.broken) > 1 else ""
-            raise UserError(
+            raise DivergedError(
                 f"the loss or a gradient became infinite or NaN by step {self.step}{turn}; the last good checkpoint is kept: "
                 "lower the learning rate, check the data, or use precision=fp32"
             )
@@ -389,6 +389,7 @@ class Engine:
             "precision": self.precision,
             "identity": self.identity,
             "calls": self.calls,
+            "forwards": self.forwards,
         }
         self.folder.checkpoints.write(self.step, tensors, facts)
 
@@ -422,7 +423,7 @@ class Engine:
         sums = {name: value.to(self.device) for name, value in under(tensors, "window.").items()}
         self.window.restore(sums, facts["window_weights"])
         self.step, self.pace.seconds_before = facts["step"], facts["seconds"]
-        self.looked, self.calls = facts["looked"], facts["calls"]
+        self.looked, self.calls, self.forwards = facts["looked"], facts["calls"], facts.get("forwards", 0.0)
         self.best = facts["best"] if facts["best"] is not None else float("inf")
         self.saved = self.step
         if facts["precision"] != self.precision:

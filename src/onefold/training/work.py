@@ -1,6 +1,6 @@
 """How much work steps are, beside one forward pass of the teacher: multiply-adds of the layers with matrices.
 
-What else there is (attention's products, norms, the optimiser) is little beside them in all networks alike. The backward pass is two more where a
+What else there is (attention's products, norms, second derivatives, the optimiser) is little beside them or alike in all methods. The backward pass is two more where a
 layer's weights learn, and one where it only hands gradients on.
 """
 
@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from onefold.networks.lora import Lora
 
 
 class Work:
@@ -29,7 +31,8 @@ class Work:
         found = list[RemovableHandle]()
         for name, network in self.networks.items():
             found.append(network.register_forward_hook(partial(self.after, name), with_kwargs=True))
-            layers = network.modules() if network._compiled_call_impl is None else ()
+            inside = network.network if isinstance(network, Lora) else network
+            layers = inside.modules() if network._compiled_call_impl is None else ()
             found += [one.register_forward_hook(partial(self.layer, name)) for one in layers if has_matrix(one)]
             found.append(network.register_forward_pre_hook(partial(self.before, name)))
         return found

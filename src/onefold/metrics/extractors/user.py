@@ -31,7 +31,7 @@ def build(name: str, weights: Path | None, device: torch.device) -> Extractor:
     """Its identity is that of its source file, and of its weights: what else decides its features it keeps to itself."""
     function = find_function(name, "extractor")
     source = source_of(name, sys.modules[name.partition(":")[0]])
-    if wants_weights(function):
+    if wants_weights(function) and (weights is not None or not has_own(function)):
         weights = weights_file(name, weights)
         function, about = partial(function, weights=weights), first_line_of(function)
         identity = hashlib.sha256(f"{sha256(source)} {sha256(weights)}".encode()).hexdigest()
@@ -52,6 +52,10 @@ def wants_weights(function: Callable[..., Any]) -> bool:
         return WEIGHTS in inspect.signature(function).parameters
     except (TypeError, ValueError):  # some that are written in C do not say
         return False
+
+
+def has_own(function: Callable[..., Any]) -> bool:
+    return inspect.signature(function).parameters[WEIGHTS].default is not inspect.Parameter.empty
 
 
 def weights_file(name: str, weights: Path | None) -> Path:
