@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from onefold.bench.measured import DATA, Bench, Measured, Solver, bench_like
 from onefold.denoiser import Denoiser
 from onefold.distilling import choose, plan
 from onefold.errors import UserError, suggest
+from onefold.methods import find
 from onefold.methods.base import command_of
 from onefold.progress import Tell
 from onefold.teachers import load_teacher
@@ -20,6 +22,22 @@ Goal = Literal["data", "teacher"]
 OTHER_SIZE = (
     10  # times the parameters, from which on learning rates that were found for the measured teacher say little
 )
+
+
+RATES = ("lr", "lr_discriminator")
+FIT_ALL = ("sfd", "second")  # any teacher can have these
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is asked for."""
+
+    teacher: str
+    calls: int
+    seconds: float
+    data: str | None
+    told: Mapping[str, Any]
+    large: bool  # beside what was measured
 
 
 @dataclass(frozen=True)
@@ -69,9 +87,12 @@ def advise(
     nearest = bench.nearest(calls)
     everyone: list[Measured | Solver] = [*bench.affordable(nearest, forwards), *bench.free(nearest)]
     texts = loaded.encode_texts is not None  # of which what learns from images is told nothing
-    options = ranked([one for one in everyone if not one.data or (data is not None and not texts)], goal)
+    sees = data is not None and not texts
     name = loaded.name if isinstance(teacher, Denoiser) else str(teacher)
-    reasons = [why(options, goal, bench), *([] if data or texts else with_data(everyone, goal))]
+    case = Case(name, calls, seconds, data, {key: told[key] for key in ("prompts", "precision")}, large(loaded, bench))
+    possible = ranked([one for one in everyone if sees or not one.data], goal, bench)
+    options, misfits = that_fit(possible, loaded, case)
+    hints = [] if data or texts else with_data(everyone, goal, bench)
     return Advice(
         teacher=name,
         calls=calls,
@@ -80,9 +101,9 @@ def advise(
         measured_calls=nearest,
         chosen=options[0],
         options=options,
-        reasons=reasons,
-        warnings=cautions(loaded, bench, options[0], calls, nearest, forwards),
-        commands=commands(options[0], name, calls, seconds, data, prompts),
+        reasons=[why(options, goal, bench), *hints],
+        warnings=[*misfits, *cautions(loaded, bench, options[0], case, nearest, forwards)],
+        commands=commands(options[0], case),
     )
 
 
@@ -101,23 +122,41 @@ def check(calls: int, budget: str, goal: str) -> float:
 
 
 def pace(teacher: Denoiser, told: Mapping[str, Any], tell: Tell | None) -> float:
-    """Forward passes a second in training, from a few of its steps."""
-    outlook = plan(teacher, "sfd", calls=1, budget="16", tell=tell, **told)
+    """Forward passes a second in training, from a few of its steps; of latents with batches as small as they are trained with."""
+    batch = 64 if teacher.codec is None else 16
+    outlook = plan(teacher, "sfd", calls=1, budget="64", batch_size=batch, tell=tell, **told)
     return outlook.forwards * outlook.batch_size / outlook.seconds_per_batch
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
-def ranked(options: Sequence[Measured | Solver], goal: Goal) -> list[Measured | Solver]:
+def ranked(options: Sequence[Measured | Solver], goal: Goal, bench: Bench) -> list[Measured | Solver]:
     """Nearest to what is wanted first. Distances to the data that are a standard error apart cannot be told apart: of these the one nearest
     to the teacher comes first."""
     near = sorted(options, key=lambda option: option.rmse)
     if goal == "teacher":
         return near
     fair = sorted(options, key=lambda option: option.fd)
-    tied = [option for option in near if option.fd <= fair[0].fd + fair[0].spread]
+    tied = [option for option in near if option.fd <= fair[0].fd + bench.error]
     return [*tied, *(option for option in fair if option not in tied)]
+
+
+def that_fit(
+    options: Sequence[Measured | Solver], teacher: Denoiser, case: Case
+) -> tuple[list[Measured | Solver], list[str]]:
+    """Without those at the head that this teacher cannot have, and why not."""
+    misfits = []
+    for place, option in enumerate(options):
+        try:
+            if isinstance(option, Measured) and option.method not in FIT_ALL:
+                stage = stages_of(option, case)[0]
+                find(stage.method)[0](teacher, stage)
+        except UserError as error:
+            misfits.append(f"{option.label} would come first, but does not fit ({error})")
+        else:
+            return list(options[place:]), misfits
+    raise UserError(f"no method that was measured fits {teacher.name!r}: {misfits[0]}")
 
 
 def why(options: Sequence[Measured | Solver], goal: Goal, bench: Bench) -> str:
@@ -129,13 +168,13 @@ def why(options: Sequence[Measured | Solver], goal: Goal, bench: Bench) -> str:
         return f"{first.label} has the smallest distance to the data ({bench.measure} {first.fd:.2f})"
     return (
         f"{first.label} comes nearest to the teacher (RMSE {first.rmse:.3f}) of all whose distance to the data ({bench.measure} {first.fd:.2f}) "
-        f"cannot be told from the smallest ({fair.fd:.2f} +- {fair.spread:.2f}, {fair.label})"
+        f"cannot be told from the smallest ({fair.fd:.2f}, {fair.label}; standard error of a difference {bench.error:.2f})"
     )
 
 
-def with_data(everyone: Sequence[Measured | Solver], goal: Goal) -> list[str]:
+def with_data(everyone: Sequence[Measured | Solver], goal: Goal, bench: Bench) -> list[str]:
     """What the images that the teacher learned from would be worth, where none are given."""
-    best = ranked(everyone, goal)[0]
+    best = ranked(everyone, goal, bench)[0]
     if not best.data:
         return []
     return [
@@ -143,13 +182,24 @@ def with_data(everyone: Sequence[Measured | Solver], goal: Goal) -> list[str]:
     ]
 
 
+def large(teacher: Denoiser, bench: Bench) -> bool:
+    """So much larger than what was measured that rates which were found there say nothing."""
+    return size(teacher) > OTHER_SIZE * bench.parameters
+
+
+def size(teacher: Denoiser) -> int:
+    return sum(parameter.numel() for parameter in teacher.module.parameters())
+
+
 def cautions(
-    teacher: Denoiser, bench: Bench, chosen: Measured | Solver, calls: int, nearest: int, forwards: float
+    teacher: Denoiser, bench: Bench, chosen: Measured | Solver, case: Case, nearest: int, forwards: float
 ) -> list[str]:
     """Where this is not the case that was measured."""
     found = []
-    if nearest != calls:
-        found.append(f"{calls} calls were not measured; this is what holds for {nearest}")
+    if nearest != case.calls:
+        found.append(f"{case.calls} calls were not measured; this is what holds for {nearest}")
+    if case.data is not None and teacher.encode_texts is not None:
+        found.append("a model of texts learns nothing of them from images, so the data is left out")
     least, most = (pick(one.budget for one in bench.students) for pick in (min, max))
     if forwards < least:
         found.append(
@@ -159,11 +209,10 @@ def cautions(
         found.append(
             f"no more than {most:,} forward passes were measured; more of them are worth more to some methods than to others"
         )
-    size = sum(parameter.numel() for parameter in teacher.module.parameters())
-    if size > OTHER_SIZE * bench.parameters and isinstance(chosen, Measured):
+    if case.large and isinstance(chosen, Measured):
         found.append(
-            f"the rates were found for {bench.parameters / 1e6:.1f} M parameters, and this teacher has {size / 1e6:,.0f} M: take the published ones, "
-            f"which are smaller (`onefold methods {chosen.stages[-1]['method']}`), and try two"
+            f"this teacher has {size(teacher) / 1e6:,.0f} M parameters, and {bench.parameters / 1e6:.1f} M were measured: the rates found there are left "
+            f"out; published ones for such networks stand in `onefold methods {chosen.stages[-1]['method']}`, and it will want more training"
         )
     return found
 
@@ -171,34 +220,37 @@ def cautions(
 # --- what to run ------------------------------------------------------------------------------------------------------
 
 
-def commands(
-    chosen: Measured | Solver, teacher: str, calls: int, seconds: float, data: str | None, prompts: str | None
-) -> list[str]:
+def commands(chosen: Measured | Solver, case: Case) -> list[str]:
     if isinstance(chosen, Solver):
-        return [
-            f"onefold sample {teacher} --solver {chosen.solver} --grid {chosen.grid} --calls {calls} --count 64 --out samples.png"
-        ]
-    lines, source = list[str](), teacher
+        words = ("--solver", chosen.solver, "--grid", chosen.grid, "--calls", str(case.calls), "--count", "64")
+        return [shlex.join(["onefold", "sample", case.teacher, *words, "--out", "samples.png"])]
+    return [command_of(stage) for stage in stages_of(chosen, case)]
+
+
+def stages_of(chosen: Measured, case: Case) -> list[Any]:
+    """The settings of its runs, each from the last one's student."""
+    found, source = list[Any](), case.teacher
     for number, stage in enumerate(chosen.stages, start=1):
         last = number == len(chosen.stages)
-        settings = {key: data if value == DATA else value for key, value in stage["settings"].items()}
+        settings = {key: value for key, value in stage["settings"].items() if not (case.large and key in RATES)}
         if last:
-            settings["calls"] = calls
-        out = f"runs/{Path(teacher).stem}-{chosen.method}{calls}" + ("" if last else f"-stage{number}")
-        share = f"{max(1, round(seconds * stage['share'] / folds(stage['method'], settings)))}s"
-        told = {"prompts": prompts} if prompts and number == 1 else {}
-        lines.append(
-            command_of(
-                choose({**settings, **told, "teacher": source, "method": stage["method"], "budget": share, "out": out})
-            )
-        )
+            settings = of_calls(settings, case.calls)
+        if settings.get("data") == DATA:
+            settings["data"] = case.data
+        out = f"runs/{Path(case.teacher).stem}-{chosen.method}{case.calls}" + ("" if last else f"-stage{number}")
+        told = {key: value for key, value in case.told.items() if value not in (None, "auto")}
+        names = {"teacher": source, "method": stage["method"], "out": out}
+        runs = len(choose({**settings, **told, **names}).stages())  # which share the time
+        share = f"{max(1, round(case.seconds * stage['share'] / runs))}s"
+        found.append(choose({**settings, **told, **names, "budget": share}))
         source = out
-    return lines
+    return found
 
 
-def folds(method: str, settings: Mapping[str, Any]) -> int:
-    """Runs that share the time."""
-    return len(choose({**settings, "teacher": "", "method": method, "out": ""}).stages())
+def of_calls(settings: Mapping[str, Any], calls: int) -> dict[str, Any]:
+    """For another number of calls; what is a multiple of them stays one."""
+    start = {"start": settings["start"] // settings["calls"] * calls} if "start" in settings else {}
+    return {**settings, **start, "calls": calls}
 
 
 def shown(option: Measured | Solver) -> dict[str, Any]:
@@ -209,7 +261,7 @@ def line(option: Measured | Solver) -> tuple[str, str, str, str, str]:
     """Of the table: what, whether it sees images, training, distance to the data, RMSE."""
     data = "yes" if option.data else "no"
     trained = f"{option.budget:,}" if option.budget else "none"
-    return option.label, data, trained, f"{option.fd:.2f} +- {option.spread:.2f}", f"{option.rmse:.3f}"
+    return option.label, data, trained, f"{option.fd:.2f}", f"{option.rmse:.3f}"
 
 
 def heading(advice: Advice) -> str:
