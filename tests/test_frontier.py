@@ -78,6 +78,26 @@ def test_methods_go_on_by_either_measure(frontier: dict[str, ModuleType]) -> Non
     assert {one["entry"] for one in made if one["budget"] == 40} == {"gdd", "second"}
 
 
+def test_nobody_goes_on_before_all_seeds_are_known(frontier: dict[str, ModuleType]) -> None:
+    """Several work at the same time: while any cell of a budget is out, none of the last budget begins."""
+    plan = plan_of(frontier, ["sfddm", "second"], calls=[1])
+    made = play(frontier, plan, lambda cell: result(cell, 1.0, 1.0))
+    before = [one for one in made if one["budget"] < 40]
+    for out in before:
+        if out["budget"] == 10 and out["seed"]:
+            continue  # on which nothing depends
+        known = frontier["halving"].Known([one for one in before if one is not out])
+        assert all(cell.budget < 40 for cell in frontier["halving"].upcoming(plan, known))
+
+
+def test_what_another_candidate_found_is_no_result(frontier: dict[str, ModuleType]) -> None:
+    cell = frontier["cells"].Cell("sfd", 4, 10, 0, 0)
+    found = result(cell, 1.0, 1.0)
+    assert frontier["halving"].Known([found]).has(cell)
+    found["stages"][0]["settings"]["lr"] = 1.0
+    assert not frontier["halving"].Known([found]).has(cell)
+
+
 def test_settings_that_fail_lose(frontier: dict[str, ModuleType]) -> None:
     def quality(cell: Any) -> dict[str, Any]:
         if cell.candidate == 0:

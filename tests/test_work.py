@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from contextlib import ExitStack
 
 import pytest
@@ -67,6 +68,17 @@ def test_of_a_compiled_network_its_share_of_the_parameters_is_counted(networks: 
     student.compile(backend="eager")
     networks["student"] = student
     assert counted(networks, "student", torch.zeros(5, 1, 6, 6)) == 15
+
+
+def test_what_an_adapter_works_with_is_seen(networks: dict[str, nn.Module]) -> None:
+    """The weights beneath are no parameters of the adapter; its own two small layers learn."""
+    pytest.importorskip("peft")
+    from onefold.networks.lora import Lora
+
+    network = nn.Sequential(OrderedDict(to_q=nn.Linear(64, 64, bias=False))).requires_grad_(False)
+    pair = {"teacher": network, "student": Lora(network, 2, targets=["to_q"])}
+    beneath, adapter = 4.0, 4 * 3 * 2 * (2 * 64) / 64**2
+    assert counted(pair, "student", torch.zeros(4, 64)) == beneath + adapter
 
 
 def test_nothing_is_left_at_the_networks(networks: dict[str, nn.Module]) -> None:

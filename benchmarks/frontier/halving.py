@@ -132,8 +132,8 @@ def alive(plan: Plan, known: Known, rung: int) -> list[Contestant]:
     everyone = plan.contestants()
     if rung == 0 or rung < len(plan.budgets) - 1:
         return everyone
-    last = [cell for one in everyone for cell in due(one, plan, known, rung - 1, plan.budgets[rung - 1])]
-    if not last or not all(map(known.has, last)):  # who goes on depends on all of them
+    before = [due(one, plan, known, rung - 1, plan.budgets[rung - 1]) for one in everyone]
+    if not all(found and all(map(known.has, found)) for found in before):  # who goes on depends on all of them
         return []
     going = best_few(winners(plan, known, rung - 1), plan, known)
     return [contestant for contestant in everyone if contestant in going]

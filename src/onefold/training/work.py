@@ -62,7 +62,7 @@ class Work:
 
 
 def has_matrix(layer: nn.Module) -> bool:
-    weight = getattr(layer, "weight", None)
+    weight = layer._parameters.get("weight")  # its own; some show the weight of a layer inside
     return isinstance(weight, Tensor) and weight.ndim >= 2 and not isinstance(layer, nn.Embedding)
 
 
