@@ -273,7 +273,7 @@ def test_from_the_images_to_the_command_of_the_frontier(
     assert main(measure) == 0
 
     called: list[list[str]] = []
-    monkeypatch.setattr(part("frontier"), "run_frontier", lambda argv, _: (called.append(list(argv)) or 0, True))
+    monkeypatch.setattr(part("frontier"), "run_frontier", lambda argv: called.append(list(argv)) or 3)
     words = ["frontier", *common, *seen[:2], "--unconditional", "--extractor", "resnet56", "--count", "50"]
     assert main([*words, "--", "--budgets", "1k"]) == 3
     assert called[0][1:] == [

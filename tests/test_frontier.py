@@ -240,3 +240,35 @@ def test_a_cell_is_made_measured_and_leaves_no_weights(frontier: dict[str, Modul
     assert row["rmse"] < 0.4 and set(row["scores"]) >= {"fd[digits-cnn]", "fd[pixels]"}
     assert not list((tmp_path / cell.name).glob("stage_*"))
     assert (tmp_path / cell.name / cells.SHOWN).is_file()
+
+
+ROOT = BENCHMARKS.parent
+
+
+def committed(teacher: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((BENCHMARKS / "results" / f"frontier_{teacher}.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/choosing.md"])
+def test_the_pages_tell_what_was_measured(frontier: dict[str, ModuleType], page: str) -> None:
+    table = "\n".join(frontier["tables"].short(committed("digits8")))
+    assert table in (ROOT / page).read_text(), "write `python benchmarks/frontier digits8 --short` there"
+
+
+def test_all_numbers_stand_on_the_benchmarks_page(frontier: dict[str, ModuleType]) -> None:
+    table = "\n".join(frontier["tables"].markdown(committed("digits8")))
+    assert table in (BENCHMARKS / "README.md").read_text(), "write `python benchmarks/frontier digits8 --table` there"
+
+
+def test_advice_knows_what_was_measured(frontier: dict[str, ModuleType]) -> None:
+    from onefold.bench.measured import PATH
+
+    published = json.loads(json.dumps(frontier["publish"].published()))
+    assert json.loads(PATH.read_text()) == published, "write `python benchmarks/frontier digits8 --publish`"
+
+
+def test_what_is_committed_is_of_the_candidates_that_stand_here(frontier: dict[str, ModuleType]) -> None:
+    known = committed("digits8")
+    assert known["cells"] and all(map(frontier["halving"].current, known["cells"]))
+    assert "--out" not in known["command"]  # no places of one machine

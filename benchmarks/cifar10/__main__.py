@@ -112,8 +112,7 @@ def run_frontier(given: argparse.Namespace) -> int:
         jobs=given.jobs,
         more=given.more,
     )
-    code, late = frontier.run_frontier(argv, given.minutes)
-    return code or (MORE if late else DONE)
+    return frontier.run_frontier(argv)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -134,8 +134,12 @@ def scores_of(images: Tensor, bench: Bench) -> dict[str, Any]:
         weights = None if bench.weights is None else Path(bench.weights)
         how: dict[str, Any] = {"extractor": bench.extractor, "weights": weights, "device": bench.device}
         found = onefold.evaluate(path, reference=list(bench.references), metrics=METRICS, **how)
-    scores: dict[str, Any] = found["scores"]
-    return {name: {key: score[key] for key in ("value", "spread", "floor")} for name, score in scores.items()}
+    return {name: slim(score) for name, score in found["scores"].items()}
+
+
+def slim(score: dict[str, Any]) -> dict[str, Any]:
+    floor = {key: score["floor"][key] for key in ("value", "count")}
+    return {"value": score["value"], "spread": score["spread"], "floor": floor}
 
 
 def measured(images: Tensor, fine: Tensor, bench: Bench) -> dict[str, Any]:
