@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import SHOWN
+from cells import COLUMNS, SHOWN, UNSEEN
 from halving import Known, Plan, winners
 from plots import plot
 from points import lowest, students
 from tables import heading, markdown
 
+from onefold.bench.ways import FINE
 from onefold.pictures import labelled_rows
 
 PAGE = Template("""<!doctype html>
@@ -112,6 +113,9 @@ def images(known: dict[str, Any], runs: Path) -> Iterator[str]:
 
 
 def shown(known: dict[str, Any], runs: Path, calls: int) -> Iterator[tuple[str, torch.Tensor]]:
+    fine = runs / f"fine_{UNSEEN}_{known['count']}.npz"
+    if fine.exists():
+        yield f"teacher\n{FINE[1]} calls", torch.from_numpy(np.load(fine)["images"][:COLUMNS])
     plan, cells, found = Plan(**known["plan"]), Known(known["cells"]), students(known)
     at = {
         (name, budget): cell
