@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any
 
 from entries import ENTRIES
@@ -100,3 +100,11 @@ def pareto(points: Sequence[Point], measure: str) -> list[Point]:
 def everything(known: dict[str, Any], measure: str) -> list[Point]:
     """All students, and at each number of calls the best that is free."""
     return [*students(known), *(solver(known, calls, measure) for calls in known["plan"]["calls"])]
+
+
+def paired_error(found: Sequence[Point]) -> float:
+    """Of a difference of two students' distances to the data, from the same noise: how much more the differences between two sets of noise
+    vary than their common part, over the better half of all students."""
+    rows = sorted((row for point in found for row in point.rows), key=lambda row: score_of(row, "fd")["value"])
+    changes = [score_of(row, "fd")["value"] - row["choice"]["fd"] for row in rows[: len(rows) // 2]]
+    return pstdev(changes)  # of one student at two sets, as much as of two students at one

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from statistics import pstdev
 from typing import Any
 
 from entries import ENTRIES
 from pairs import RESULTS
-from points import Point, best, score_of, students
+from points import Point, best, paired_error, students
 
 import onefold
 from onefold.bench.measured import PATH
@@ -45,14 +43,6 @@ def condensed(known: dict[str, Any]) -> dict[str, Any]:
         "machine": known["machine"],
         "versions": known["versions"],
     }
-
-
-def paired_error(found: Sequence[Point]) -> float:
-    """Of a difference of two students' distances to the data, from the same noise: how much more the differences between two sets of noise
-    vary than their common part, over the better half of all students."""
-    rows = sorted((row for point in found for row in point.rows), key=lambda row: score_of(row, "fd")["value"])
-    changes = [score_of(row, "fd")["value"] - row["choice"]["fd"] for row in rows[: len(rows) // 2]]
-    return pstdev(changes)  # of one student at two sets, as much as of two students at one
 
 
 def of_solver(row: dict[str, Any], usual: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from points import Point, best, everything, pareto, score_of, solver, students
+from points import Point, best, everything, paired_error, pareto, score_of, solver, students
 
 from onefold.progress import duration
 
@@ -56,7 +56,8 @@ def heading(known: dict[str, Any]) -> str:
     floor = score_of(top.rows[0], "fd")["floor"]
     return (
         f"`{name}` / RMSE to the teacher's fine solution, {known['count']:,} images. The teacher with {top.calls} calls: {top.mean('fd'):.2f} / "
-        f"{top.mean('rmse'):.4f}; as many real images: {floor['value']:.2f}. Standard error of a distance to the data near its teacher's: {top.spread:.2f}."
+        f"{top.mean('rmse'):.4f}; as many real images: {floor['value']:.2f}. Standard error of such a distance near the teacher's: {top.spread:.2f}; of "
+        f"a difference of two, from the same noise: {paired_error(students(known)):.2f}."
     )
 
 
