@@ -73,11 +73,14 @@ def best(known: dict[str, Any]) -> Point:
     return Point("best", f"teacher, {row['solver']}", False, row["calls"], 0, [row])
 
 
+def solvers(known: dict[str, Any], calls: int) -> list[Point]:
+    rows = [row for row in known["controls"] if row["calls"] == calls and row["grid"] != "best"]
+    return [Point("solver", f"{row['solver']} on {row['grid']}", False, calls, 0, [row]) for row in rows]
+
+
 def solver(known: dict[str, Any], calls: int, measure: str) -> Point:
     """The best one of all at so many calls, by this measure."""
-    rows = [row for row in known["controls"] if row["calls"] == calls and row["grid"] != "best"]
-    points = [Point("solver", f"{row['solver']} on {row['grid']}", False, calls, 0, [row]) for row in rows]
-    return min(points, key=lambda point: point.mean(measure))
+    return min(solvers(known, calls), key=lambda point: point.mean(measure))
 
 
 def lowest(found: Sequence[Point], name: str, calls: int, measure: str) -> Point | None:
