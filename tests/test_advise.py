@@ -17,6 +17,7 @@ from onefold.cli import main
 from onefold.distilling import choose
 from onefold.errors import UserError
 from onefold.settings import parse_assignments
+from onefold.training.budget import Budget
 
 Ask = Callable[..., Advice]
 
@@ -136,7 +137,9 @@ def test_its_commands_are_settings_that_the_method_takes(ask: Ask, calls: int, d
         options.pop("--set", None)
         given = {name.removeprefix("--").replace("-", "_"): value for name, value in options.items()}
         settings = choose({**given, **parse_assignments(sets), "teacher": source})
-        total += float(settings.budget.removesuffix("s")) * len(settings.stages())
+        seconds = Budget.parse(settings.budget).seconds
+        assert seconds is not None
+        total += seconds * len(settings.stages())
         source = settings.out
     assert settings.calls == calls and settings.data == data if data else settings.calls == calls
     assert total == pytest.approx(60, abs=2)
@@ -152,6 +155,10 @@ def test_budgets_that_were_not_measured_are_told(ask: Ask, budget: str, word: st
     assert any(word in warning for warning in ask(calls=1, budget=budget).warnings)
 
 
+def test_larger_images_are_told_to_want_more(ask: Ask) -> None:
+    assert any("12 times as many pixels" in warning for warning in ask("fashion28", calls=1, budget="60s").warnings)
+
+
 def test_a_larger_network_is_told_that_rates_differ(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(advising, "OTHER_SIZE", 0.1)
     found = ask(calls=1, budget="60s")
@@ -164,6 +171,7 @@ def test_a_larger_network_is_told_that_rates_differ(ask: Ask, monkeypatch: pytes
     [
         ({"budget": "200k"}, "budget is '200k' images, which cost each method differently; give the time"),
         ({"calls": 0}, "calls is 0, expected 1 or more"),
+        ({"data": "nowhere"}, "there is no data 'nowhere', expected"),
         ({"goal": "dta"}, "goal is 'dta', expected data or teacher"),
     ],
 )
@@ -176,7 +184,7 @@ def test_the_command(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:
     del ask
     assert main(["advise", "digits8", "--calls", "1", "--budget", "60s", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert "SECOND" in out and "Run it:\nonefold distill digits8" in out
+    assert "SECOND" in out and "Run it (the first run only leads to the second):\nonefold distill digits8" in out
     assert all(len(line) <= 120 for line in out.partition("Run it")[0].splitlines() if "  " in line)
     assert main(["advise", "digits8", "--calls", "1", "--budget", "60s", "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

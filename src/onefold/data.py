@@ -364,6 +364,14 @@ def load_data(
         raise UserError(f"data {name!r} cannot be read ({error.strerror or error}); check its permissions") from error
 
 
+def check_source(name: str) -> None:
+    """Whether there is something by this name, before anything is read; what is elsewhere is not asked for."""
+    kind, colon, _ = name.partition(":")
+    path = place_of(name)
+    if name != "digits" and not (colon and kind in OPENERS) and not (name and path.exists()):
+        raise UserError(f"there is no data {name!r}, expected {SOURCES}{nearby(name, path)}")
+
+
 def nearby(name: str, path: Path) -> str:
     """`; did you mean 'x'?` among the words of this page and the neighbours of a path that does not exist."""
     siblings = [str(entry) for entry in path.parent.iterdir()] if path.parent.is_dir() else []

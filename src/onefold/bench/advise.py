@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from onefold.bench.measured import DATA, Bench, Measured, Solver, bench_like
+from onefold.data import check_source
 from onefold.denoiser import Denoiser
 from onefold.distilling import choose, plan
 from onefold.errors import UserError, suggest
@@ -17,11 +19,11 @@ from onefold.methods.base import command_of
 from onefold.progress import Tell
 from onefold.teachers import load_teacher
 from onefold.training.budget import Budget
+from onefold.training.loop import ignore
 
 Goal = Literal["data", "teacher"]
-OTHER_SIZE = (
-    10  # times the parameters, from which on learning rates that were found for the measured teacher say little
-)
+# Beside what was measured: so many times the pixels want more training, and the parameters other learning rates.
+MORE_PIXELS, OTHER_SIZE = 4, 10
 
 
 RATES = ("lr", "lr_discriminator")
@@ -80,6 +82,8 @@ def advise(
 ) -> Advice:
     """A method with its settings. `goal`: images like the data, or those that the teacher makes of the same noise."""
     seconds = check(calls, budget, goal)
+    if data is not None:
+        check_source(data)
     loaded = teacher if isinstance(teacher, Denoiser) else load_teacher(teacher, device=device)
     told = {"prompts": prompts, "device": device, "precision": precision}
     forwards = seconds * pace(loaded, {key: value for key, value in told.items() if value is not None}, tell)
@@ -124,6 +128,7 @@ def check(calls: int, budget: str, goal: str) -> float:
 def pace(teacher: Denoiser, told: Mapping[str, Any], tell: Tell | None) -> float:
     """Forward passes a second in training, from a few of its steps; of latents with batches as small as they are trained with."""
     batch = 64 if teacher.codec is None else 16
+    (tell or ignore)("measuring this device's pace, with a few training steps")
     outlook = plan(teacher, "sfd", calls=1, budget="64", batch_size=batch, tell=tell, **told)
     return outlook.forwards * outlook.batch_size / outlook.seconds_per_batch
 
@@ -167,8 +172,8 @@ def why(options: Sequence[Measured | Solver], goal: Goal, bench: Bench) -> str:
     if fair is first:
         return f"{first.label} has the smallest distance to the data ({bench.measure} {first.fd:.2f})"
     return (
-        f"{first.label} comes nearest to the teacher (RMSE {first.rmse:.3f}) of all whose distance to the data ({bench.measure} {first.fd:.2f}) "
-        f"cannot be told from the smallest ({fair.fd:.2f}, {fair.label}; standard error of a difference {bench.error:.2f})"
+        f"{first.label} is as like the data as any ({bench.measure} {first.fd:.2f}, the least is {fair.fd:.2f}, and less than {bench.error:.2f} is chance), "
+        f"and of these it is nearest to the teacher (RMSE {first.rmse:.3f})"
     )
 
 
@@ -198,6 +203,11 @@ def cautions(
     found = []
     if nearest != case.calls:
         found.append(f"{case.calls} calls were not measured; this is what holds for {nearest}")
+    pixels = math.prod(teacher.image_shape) / math.prod(bench.shape)
+    if pixels > MORE_PIXELS:
+        found.append(
+            f"this teacher's images have {pixels:,.0f} times as many pixels as those that were measured; expect to need more training for as much"
+        )
     if case.data is not None and teacher.encode_texts is not None:
         found.append("a model of texts learns nothing of them from images, so the data is left out")
     least, most = (pick(one.budget for one in bench.students) for pick in (min, max))
@@ -241,10 +251,16 @@ def stages_of(chosen: Measured, case: Case) -> list[Any]:
         told = {key: value for key, value in case.told.items() if value not in (None, "auto")}
         names = {"teacher": source, "method": stage["method"], "out": out}
         runs = len(choose({**settings, **told, **names}).stages())  # which share the time
-        share = f"{max(1, round(case.seconds * stage['share'] / runs))}s"
+        share = amount(case.seconds * stage["share"] / runs)
         found.append(choose({**settings, **told, **names, "budget": share}))
         source = out
     return found
+
+
+def amount(seconds: float) -> str:
+    """As a budget is written."""
+    whole = max(1, round(seconds))
+    return f"{whole // 60}m" if whole % 60 == 0 else f"{whole}s"
 
 
 def of_calls(settings: Mapping[str, Any], calls: int) -> dict[str, Any]:

@@ -54,4 +54,5 @@ def advise_command(
         say(f"{reason[:1].upper()}{reason[1:]}.")
     for warning in advice.warnings:
         say(f"Mind: {warning}.")
-    say("\nRun it:\n" + "\n".join(advice.commands))
+    several = " (the first run only leads to the second)" if len(advice.commands) > 1 else ""
+    say(f"\nRun it{several}:\n" + "\n".join(advice.commands))
