@@ -79,7 +79,7 @@ class Frontier:
         told = {
             "what": __doc__.splitlines()[0],
             "teacher": Path(self.given.teacher).name,
-            "plan": asdict(self.plan),
+            "plan": {**asdict(self.plan), "entries": self.entries},
             "count": self.given.count,
         }
         save(self.name, {**self.known, **told}, show=False)
@@ -118,6 +118,12 @@ class Frontier:
 
     def next_cell(self, working: set[Cell | None]) -> Cell | None:
         return next((cell for cell in upcoming(self.plan, Known(self.results)) if cell not in working), None)
+
+    @property
+    def entries(self) -> list[str]:
+        """What is asked for and what is known."""
+        known = {result["entry"] for result in self.results}
+        return [name for name in ENTRIES if name in known or name in self.plan.entries]
 
     @property
     def results(self) -> list[Result]:
