@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ TABLE = {
 
 
 @pytest.fixture
-def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
     """At 100 forward passes a second."""
     path = tmp_path / "frontier.json"
     path.write_text(json.dumps({"teachers": [TABLE]}))
@@ -72,7 +72,8 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     monkeypatch.setattr(advising, "pace", lambda *_: 100.0)
     measured.benches.cache_clear()
     monkeypatch.setattr(advising, "load_teacher", loaded_once)
-    return lambda *words, **how: advise(*(words or ("digits8",)), device="cpu", **how)
+    yield lambda *words, **how: advise(*(words or ("digits8",)), device="cpu", **how)
+    measured.benches.cache_clear()
 
 
 def loaded_once(name: str, device: str) -> Any:
@@ -205,3 +206,13 @@ def test_prompts_go_with_every_run(ask: Ask) -> None:
     commands = ask(calls=1, budget="60s", prompts="captions.txt", precision="bf16").commands
     assert len(commands) == 2
     assert all("--prompts captions.txt" in command and "--precision bf16" in command for command in commands)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 4, 5, 8])
+def test_all_that_is_published_can_be_run(calls: int) -> None:
+    """The settings of every student in the package's own table are settings that its method takes."""
+    (bench, *_) = measured.benches()
+    case = advising.Case("digits8", calls, 600, "digits", {}, large=False)
+    for option in bench.affordable(bench.nearest(calls), 1e9):
+        *_, last = advising.stages_of(option, case)
+        assert last.calls == calls and "DATA" not in last.model_dump().values()
