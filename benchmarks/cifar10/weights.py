@@ -116,5 +116,5 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], name_of: Callable[[s
             raise UserError(
                 f"{place} holds {name} of shape {found}, expected {tuple(own[key].shape)}; give the weights of a {type(network).__name__}"
             )
-    network.load_state_dict({key: tensors[name] for key, name in names.items()}, strict=False)
+    network.load_state_dict({**network.state_dict(), **{key: tensors[name] for key, name in names.items()}})
     return sorted(tensors.keys() - set(names.values()))

@@ -32,6 +32,7 @@ class Entry:
     data: bool  # whether it learns from images
     counts: Sequence[int] = (1, 2, 4, 8)  # numbers of calls that it can make
     together: bool = False  # whether one student makes all of them
+    imitates: bool = True  # whether it is to give its teacher's images from the same noise
 
 
 def runs(method: str, *settings: Settings) -> list[list[Stage]]:
@@ -155,8 +156,8 @@ ENTRIES: dict[str, Entry] = {
     "second": Entry("SFD's second stage", second_stage, data=False, counts=(1,)),
     "rollout": Entry("SFDDM roll-out", rollout(DATA), data=True),
     "rollout_free": Entry("SFDDM roll-out, no data", rollout(None), data=False),
-    "gdd": Entry("GDD", gdd("none"), data=True, counts=(1, 2)),
-    "gdd_i": Entry("GDD-I", gdd("gdd_i"), data=True, counts=(1, 2)),
+    "gdd": Entry("GDD", gdd("none"), data=True, counts=(1, 2), imitates=False),
+    "gdd_i": Entry("GDD-I", gdd("gdd_i"), data=True, counts=(1, 2), imitates=False),
     "progressive": Entry("progressive", progressive, data=True),
     "consistency": Entry("consistency", consistency, data=True),
     "consistency_free": Entry("consistency, no data", consistency_free, data=False),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -73,7 +73,7 @@ class Known:
         rows = self.by_cell[cell].get("rows", [])
         if not rows:
             return math.inf
-        imitates = not cell.entry.startswith("gdd")
+        imitates = ENTRIES[cell.entry].imitates
         values = [row["choice"]["fd"] * (row["choice"]["rmse"] if imitates else 1) for row in rows]
         return fmean(map(math.log, values))
 
@@ -83,30 +83,35 @@ class Known:
 
 def upcoming(plan: Plan, known: Known) -> Iterator[Cell]:
     """All that are still to be made and whose turn has come: at each budget everyone's first seed before the others."""
-    for rung, budget in enumerate(plan.budgets):
-        everyone = [cell for one in alive(plan, known, rung) for cell in due(one, plan, known, rung, budget)]
+    for rung in range(len(plan.budgets)):
+        everyone = [cell for one in alive(plan, known, rung) for cell in due(one, plan, known, rung)]
         yield from sorted(
             (cell for cell in everyone if not known.has(cell)), key=lambda cell: plan.seeds.index(cell.seed)
         )
 
 
-def due(contestant: Contestant, plan: Plan, known: Known, rung: int, budget: int) -> list[Cell]:
+def due(contestant: Contestant, plan: Plan, known: Known, rung: int) -> list[Cell]:
     """Of one method at one budget: its candidates with the first seed; when they are known, the best with the others."""
-    candidates = candidates_at(contestant, plan, known, rung)
-    first = [Cell(*contestant, budget, candidate, plan.seeds[0]) for candidate in candidates]
+    first = first_seeds(contestant, plan, known, rung)
     if not first or not all(map(known.has, first)):
         return first
-    best = known.best_first(first)[:1]
-    return first + [Cell(*contestant, budget, cell.candidate, seed) for cell in best for seed in plan.seeds[1:]]
+    return first + other_seeds(known.best_first(first)[0], plan)
+
+
+def first_seeds(contestant: Contestant, plan: Plan, known: Known, rung: int) -> list[Cell]:
+    candidates = candidates_at(contestant, plan, known, rung)
+    return [Cell(*contestant, plan.budgets[rung], candidate, plan.seeds[0]) for candidate in candidates]
+
+
+def other_seeds(cell: Cell, plan: Plan) -> list[Cell]:
+    return [replace(cell, seed=seed) for seed in plan.seeds[1:]]
 
 
 def candidates_at(contestant: Contestant, plan: Plan, known: Known, rung: int) -> list[int]:
     """Of the last budget's the better half; none before that is known. The last budget of three or more has one."""
-    name, calls = contestant
     if rung == 0:
         return plan.candidates(contestant)
-    before = candidates_at(contestant, plan, known, rung - 1)
-    tried = [Cell(name, calls, plan.budgets[rung - 1], candidate, plan.seeds[0]) for candidate in before]
+    tried = first_seeds(contestant, plan, known, rung - 1)
     if not tried or not all(map(known.has, tried)):
         return []
     last = rung == len(plan.budgets) - 1 and rung > 1
@@ -117,13 +122,10 @@ def winners(plan: Plan, known: Known, rung: int) -> dict[Contestant, list[Cell]]
     """The best settings of each method at a budget, with as many seeds as are known."""
     found: dict[Contestant, list[Cell]] = {}
     for contestant in plan.contestants():
-        candidates = candidates_at(contestant, plan, known, rung)
-        first = [Cell(*contestant, plan.budgets[rung], candidate, plan.seeds[0]) for candidate in candidates]
-        first = [cell for cell in first if known.has(cell)]
+        first = [cell for cell in first_seeds(contestant, plan, known, rung) if known.has(cell)]
         if first:
             best = known.best_first(first)[0]
-            cells = [Cell(*contestant, best.budget, best.candidate, seed) for seed in plan.seeds]
-            found[contestant] = [cell for cell in cells if known.has(cell)]
+            found[contestant] = [cell for cell in (best, *other_seeds(best, plan)) if known.has(cell)]
     return found
 
 
@@ -132,7 +134,7 @@ def alive(plan: Plan, known: Known, rung: int) -> list[Contestant]:
     everyone = plan.contestants()
     if rung == 0 or rung < len(plan.budgets) - 1:
         return everyone
-    before = [due(one, plan, known, rung - 1, plan.budgets[rung - 1]) for one in everyone]
+    before = [due(one, plan, known, rung - 1) for one in everyone]
     if not all(found and all(map(known.has, found)) for found in before):  # who goes on depends on all of them
         return []
     going = best_few(winners(plan, known, rung - 1), plan, known)

@@ -37,10 +37,14 @@ def plot(known: dict[str, Any], measure: str, path: Path) -> None:
     plan = known["plan"]
     figure = plt.figure(figsize=(12.5, 6.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
-    by_calls(left.subplots(), known, measure)
-    panels = right.subplots(2, 2, sharey=True, sharex=True).flat
-    for axes, calls in zip(panels, plan["calls"], strict=False):
-        by_training(axes, known, measure, calls)
+    found, front = students(known), pareto(everything(known, measure), measure)
+    by_calls(left.subplots(), known, measure, found, front)
+    count = len(plan["calls"])
+    panels = list(right.subplots(-(-count // 2), 2, sharey=True, sharex=True, squeeze=False).flat)
+    for axes, calls in zip(panels[:count], plan["calls"], strict=True):
+        by_training(axes, known, measure, calls, found, front)
+    for axes in panels[count:]:
+        axes.set_visible(False)
     right.supxlabel("training, in thousands of the teacher's forward passes", fontsize=9)
     name = known["teacher"]
     finished(
@@ -51,8 +55,9 @@ def plot(known: dict[str, Any], measure: str, path: Path) -> None:
 def overview(known: dict[str, Any], path: Path) -> None:
     """Both measures by calls, side by side."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    found = students(known)
     for axes, measure in zip(panels, AXES, strict=True):
-        by_calls(axes, known, measure)
+        by_calls(axes, known, measure, found, pareto(everything(known, measure), measure))
         axes.set_title({"fd": "like the data", "rmse": "like the teacher, from the same noise"}[measure], fontsize=10)
     finished(figure, f"{known['teacher']}: every method at its best budget, beside the teacher's best solver", path)
 
@@ -65,9 +70,8 @@ def finished(figure: Figure, title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def by_calls(axes: Axes, known: dict[str, Any], measure: str) -> None:
-    plan, found = known["plan"], students(known)
-    front = pareto(everything(known, measure), measure)
+def by_calls(axes: Axes, known: dict[str, Any], measure: str, found: Sequence[Point], front: Sequence[Point]) -> None:
+    plan = known["plan"]
     for name in plan["entries"]:
         points = [lowest(found, name, calls, measure) for calls in plan["calls"]]
         draw(axes, [(point.calls, point) for point in points if point], measure, name, front)
@@ -89,9 +93,9 @@ def by_calls(axes: Axes, known: dict[str, Any], measure: str) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def by_training(axes: Axes, known: dict[str, Any], measure: str, calls: int) -> None:
-    found = students(known)
-    front = pareto(everything(known, measure), measure)
+def by_training(
+    axes: Axes, known: dict[str, Any], measure: str, calls: int, found: Sequence[Point], front: Sequence[Point]
+) -> None:
     for name in known["plan"]["entries"]:
         points = [(p.budget / 1000, p) for p in found if p.entry == name and p.calls == calls]
         draw(axes, points, measure, name, front)

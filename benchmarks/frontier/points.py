@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
 from entries import ENTRIES
 from halving import Known, Plan, Result, winners
-
-Measure = Callable[["Point"], float]
 
 
 @dataclass(frozen=True)

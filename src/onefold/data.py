@@ -359,7 +359,7 @@ def load_data(
             return hugging_face(name, wish) if is_saved_dataset(path) else image_folder(name, path, wish)
         if path.is_file():
             return npz_file(name, path, wish)
-        raise UserError(f"there is no data {name!r}, expected {SOURCES}{nearby(name, path)}")
+        raise nothing_there(name, path)
     except OSError as error:
         raise UserError(f"data {name!r} cannot be read ({error.strerror or error}); check its permissions") from error
 
@@ -369,7 +369,11 @@ def check_source(name: str) -> None:
     kind, colon, _ = name.partition(":")
     path = place_of(name)
     if name != "digits" and not (colon and kind in OPENERS) and not (name and path.exists()):
-        raise UserError(f"there is no data {name!r}, expected {SOURCES}{nearby(name, path)}")
+        raise nothing_there(name, path)
+
+
+def nothing_there(name: str, path: Path) -> UserError:
+    return UserError(f"there is no data {name!r}, expected {SOURCES}{nearby(name, path)}")
 
 
 def nearby(name: str, path: Path) -> str:

@@ -16,6 +16,7 @@ from onefold.distilling import choose, plan
 from onefold.errors import UserError, suggest
 from onefold.methods import find
 from onefold.methods.base import command_of
+from onefold.networks.step_condition import size
 from onefold.progress import Tell
 from onefold.teachers import load_teacher
 from onefold.training.budget import Budget
@@ -24,8 +25,6 @@ from onefold.training.loop import ignore
 Goal = Literal["data", "teacher"]
 # Beside what was measured: so many times the pixels want more training, and the parameters other learning rates.
 MORE_PIXELS, OTHER_SIZE = 4, 10
-
-
 RATES = ("lr", "lr_discriminator")
 FIT_ALL = ("sfd", "second")  # any teacher can have these
 
@@ -189,11 +188,7 @@ def with_data(everyone: Sequence[Measured | Solver], goal: Goal, bench: Bench) -
 
 def large(teacher: Denoiser, bench: Bench) -> bool:
     """So much larger than what was measured that rates which were found there say nothing."""
-    return size(teacher) > OTHER_SIZE * bench.parameters
-
-
-def size(teacher: Denoiser) -> int:
-    return sum(parameter.numel() for parameter in teacher.module.parameters())
+    return size(teacher.module) > OTHER_SIZE * bench.parameters
 
 
 def cautions(
@@ -221,7 +216,7 @@ def cautions(
         )
     if case.large and isinstance(chosen, Measured):
         found.append(
-            f"this teacher has {size(teacher) / 1e6:,.0f} M parameters, and {bench.parameters / 1e6:.1f} M were measured: the rates found there are left "
+            f"this teacher has {size(teacher.module) / 1e6:,.0f} M parameters, and {bench.parameters / 1e6:.1f} M were measured: the rates found there are left "
             f"out; published ones for such networks stand in `onefold methods {chosen.stages[-1]['method']}`, and it will want more training"
         )
     return found

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from onefold.networks.lora import Lora
+from onefold.networks.step_condition import size
 
 
 class Work:
@@ -75,7 +76,3 @@ def passes(learner: nn.Module, output: Any) -> int:
 
 def rows_of(given: tuple[Any, ...], named: Mapping[str, Any]) -> int:
     return next(len(value) for value in (*given, *named.values()) if isinstance(value, Tensor) and value.ndim)
-
-
-def size(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
