@@ -33,6 +33,14 @@ class Point:
         return fmean(self.values(measure))
 
     @property
+    def fd(self) -> float:
+        return self.mean("fd")
+
+    @property
+    def rmse(self) -> float:
+        return self.mean("rmse")
+
+    @property
     def spread(self) -> float:
         """The standard error of a Fréchet distance of so many images."""
         return fmean(score_of(row, "fd")["spread"] for row in self.rows)

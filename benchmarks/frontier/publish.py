@@ -68,7 +68,7 @@ def of_student(point: Point) -> dict[str, Any]:
 
 
 def quality(point: Point) -> dict[str, float]:
-    return {"fd": rounded(point.mean("fd")), "rmse": rounded(point.mean("rmse"))}
+    return {"fd": rounded(point.fd), "rmse": rounded(point.rmse)}
 
 
 def rounded(value: float) -> float:

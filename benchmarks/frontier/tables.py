@@ -7,6 +7,7 @@ from typing import Any
 
 from points import Point, best, everything, paired_error, pareto, score_of, solver, solvers, students
 
+from onefold.bench.measured import fairest_first
 from onefold.progress import duration
 
 
@@ -31,7 +32,7 @@ MEASURES = ("fd", "rmse")
 
 
 def short(known: dict[str, Any]) -> Iterator[str]:
-    """The best at each number of calls: of what is free, without images, and with them."""
+    """The first at each number of calls as `onefold advise` ranks them: of what is free, without images, and with them."""
     yield "| calls | no training | best student without images | best with images |"
     yield "|---|---|---|---|"
     found = students(known)
@@ -39,18 +40,14 @@ def short(known: dict[str, Any]) -> Iterator[str]:
     for calls in known["plan"]["calls"]:
         here = [point for point in found if point.calls == calls]
         kinds = [solvers(known, calls), [p for p in here if not p.data], [p for p in here if p.data]]
-        yield f"| {calls} | " + " | ".join(told(leading(kind, error)) if kind else "-" for kind in kinds) + " |"
-
-
-def leading(points: Sequence[Point], error: float) -> Point:
-    """The nearest to the teacher of all whose distance to the data cannot be told from the least."""
-    least = min(point.mean("fd") for point in points)
-    return min((p for p in points if p.mean("fd") <= least + error), key=lambda point: point.mean("rmse"))
+        yield (
+            f"| {calls} | " + " | ".join(told(fairest_first(kind, error)[0]) if kind else "-" for kind in kinds) + " |"
+        )
 
 
 def told(point: Point) -> str:
     trained = f", {duration(point.cost('seconds'))}" if point.budget else ""
-    return f"{point.mean('fd'):.2f} / {point.mean('rmse'):.3f} {point.label}{trained}"
+    return f"{point.fd:.2f} / {point.rmse:.3f} {point.label}{trained}"
 
 
 def heading(known: dict[str, Any]) -> str:
@@ -58,8 +55,8 @@ def heading(known: dict[str, Any]) -> str:
     name = next(iter(top.rows[0]["scores"]))
     floor = score_of(top.rows[0], "fd")["floor"]
     return (
-        f"`{name}` / RMSE to the teacher's fine solution, {known['count']:,} images. The teacher with {top.calls} calls: {top.mean('fd'):.2f} / "
-        f"{top.mean('rmse'):.4f}; as many real images: {floor['value']:.2f}. Standard error of such a distance near the teacher's: {top.spread:.2f}; of "
+        f"`{name}` / RMSE to the teacher's fine solution, {known['count']:,} images. The teacher with {top.calls} calls: {top.fd:.2f} / "
+        f"{top.rmse:.4f}; as many real images: {floor['value']:.2f}. Standard error of such a distance near the teacher's: {top.spread:.2f}; of "
         f"a difference of two, from the same noise: {paired_error(students(known)):.2f}."
     )
 

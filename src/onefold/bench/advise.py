@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from onefold.bench.measured import DATA, Bench, Measured, Solver, bench_like
+from onefold.bench.measured import DATA, Bench, Measured, Solver, bench_like, fairest_first
 from onefold.data import check_source
 from onefold.denoiser import Denoiser
 from onefold.distilling import choose, plan
@@ -136,14 +136,8 @@ def pace(teacher: Denoiser, told: Mapping[str, Any], tell: Tell | None) -> float
 
 
 def ranked(options: Sequence[Measured | Solver], goal: Goal, bench: Bench) -> list[Measured | Solver]:
-    """Nearest to what is wanted first. Distances to the data that are a standard error apart cannot be told apart: of these the one nearest
-    to the teacher comes first."""
-    near = sorted(options, key=lambda option: option.rmse)
-    if goal == "teacher":
-        return near
-    fair = sorted(options, key=lambda option: option.fd)
-    tied = [option for option in near if option.fd <= fair[0].fd + bench.error]
-    return [*tied, *(option for option in fair if option not in tied)]
+    """Nearest to what is wanted first."""
+    return fairest_first(options, bench.error) if goal == "data" else sorted(options, key=lambda option: option.rmse)
 
 
 def that_fit(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 PATH = Path(__file__).parent.parent / "assets" / "frontier.json"
 DATA = "DATA"  # in settings: the images that the teacher learned from
@@ -83,6 +83,27 @@ class Bench:
             if one.calls == calls and (one.method not in found or one.budget <= forwards):
                 found[one.method] = one
         return list(found.values())
+
+
+class Scored(Protocol):
+    """By its distance to the data and to the teacher's solution."""
+
+    @property
+    def fd(self) -> float: ...
+
+    @property
+    def rmse(self) -> float: ...
+
+
+AnyScored = TypeVar("AnyScored", bound=Scored)
+
+
+def fairest_first(options: Sequence[AnyScored], error: float) -> list[AnyScored]:
+    """By distance to the data. Those that are no standard error from the least cannot be told apart: of these the one nearest to the teacher
+    comes first."""
+    fair = sorted(options, key=lambda option: option.fd)
+    tied = sum(option.fd <= fair[0].fd + error for option in fair)
+    return sorted(fair[:tied], key=lambda option: option.rmse) + fair[tied:]
 
 
 @cache
