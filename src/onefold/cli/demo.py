@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 def demo_command(
     teacher: Annotated[str, typer.Option(help="A bundled teacher's name, or a folder with a model.")] = "fashion28",
     calls: Annotated[int, typer.Option(min=1, help="Network calls of the student.")] = 4,
-    budget: Annotated[str, typer.Option(help="How long to distil: time (30s, 4m) or images (5k).")] = "3m",
+    budget: Annotated[str, typer.Option(help="How long to distil: trajectories (5k) or time (30s, 4m).")] = "3k",
     out: Annotated[Path, typer.Option(help="Folder for the report, the run and the export.")] = Path("demo"),
     count: Annotated[int, typer.Option(min=1, help="How many images to compare.")] = 64,
     seed: Annotated[int, typer.Option(help="Names the noise of the comparison and of the training.")] = 0,
@@ -68,7 +68,7 @@ def show(demo: Demo, teacher: str) -> None:
         f"({demo.ratio('median'):.2f} times in the median)."
         if ratio > 1
         else f"\nWithin this budget the student did not come nearer to its teacher than the best solver ({ratio:.2f}). "
-        f"It saw {demo.trained['images']:,} trajectories; about 3,000 are enough, and `--budget 3k` takes the time that these take."
+        f"It saw {demo.trained['images']:,} trajectories; 3,000 are enough for fashion28."
     )
     export, student = shlex.quote(demo.export), shlex.quote(demo.student)
     say(
