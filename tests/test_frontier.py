@@ -12,10 +12,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("entries", "cells", "halving", "points", "tables", "plots", "page", "publish", "workers", "controls")
+MODULES = (
+    "entries",
+    "cells",
+    "halving",
+    "points",
+    "tables",
+    "plots",
+    "drawn",
+    "page",
+    "publish",
+    "workers",
+    "controls",
+)
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +221,20 @@ def test_the_page_asks_nothing_of_any_network(frontier: dict[str, ModuleType], t
     text = frontier["page"].write_page(known_of(frontier), tmp_path / "runs", tmp_path).read_text()
     assert text.count("data:image/svg+xml;base64,") == 2 and "a &lt;test&gt;" in text
     assert 'src="http' not in text and "<b>0.11</b>" in text
+
+
+def test_images_are_shown_of_the_runs_that_are_at_hand(frontier: dict[str, ModuleType], tmp_path: Path) -> None:
+    """The best budget of each method, of the first seed; the noise of a column is that of the teacher's."""
+    known, drawn, cells = known_of(frontier), frontier["drawn"], frontier["cells"]
+    assert drawn.all_drawn(known, tmp_path) == []
+    fine = np.linspace(-1, 1, 100 * 64, dtype="float32").reshape(100, 1, 8, 8)
+    np.savez(tmp_path / f"fine_{cells.UNSEEN}_100.npz", images=fine)
+    for cell, value in ((cells.Cell("gdd", 1, 40, 0, 0), 0.5), (cells.Cell("gdd", 1, 20, 0, 0), 0.9)):
+        (tmp_path / cell.name).mkdir()
+        np.savez(tmp_path / cell.name / cells.SHOWN, **{"1": np.full((cells.COLUMNS, 1, 8, 8), value, "float32")})
+    teacher, gdd = drawn.all_drawn(known, tmp_path)
+    assert teacher[1].tolist() == fine[: cells.COLUMNS].tolist()
+    assert gdd[0] == "1 call: GDD\n0.03" and gdd[1].unique().tolist() == [0.5]
 
 
 def test_what_is_published_can_be_looked_up(

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cells import RESULT, Bench, Cell, fines_of, measured
 from controls import controls
+from drawn import all_drawn
 from entries import ENTRIES
 from halving import Known, Plan, Result, cell_of, current, finalists, upcoming
 from page import write_page
@@ -38,6 +39,7 @@ from workers import Worker
 
 import onefold
 from onefold.metrics.references import NAME
+from onefold.pictures import labelled_rows, save_png
 from onefold.progress import duration
 from onefold.training.budget import Budget
 
@@ -214,11 +216,18 @@ def main() -> None:
     if given.report:
         print(write_page(known, given.out, given.report))
     if given.pictures:
-        for measure in ("fd", "rmse"):
-            plot(known, measure, given.pictures / f"frontier_{known['teacher']}_{measure}.png")
-        overview(known, given.pictures / f"frontier_{known['teacher']}.png")
+        write_pictures(known, given.out, f"{given.pictures}/frontier_{known['teacher']}")
     if given.publish:
         publish()
+
+
+def write_pictures(known: dict[str, Any], runs: Path, begin: str) -> None:
+    """Images only of those runs that are at hand."""
+    overview(known, Path(f"{begin}.png"))
+    for measure in ("fd", "rmse"):
+        plot(known, measure, Path(f"{begin}_{measure}.png"))
+    if rows := all_drawn(known, runs):
+        save_png(labelled_rows(rows), f"{begin}_images.png")
 
 
 def whole(name: str) -> dict[str, Any]:

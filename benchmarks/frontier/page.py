@@ -11,15 +11,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import numpy as np
-import torch
-from cells import COLUMNS, SHOWN, UNSEEN
-from halving import Known, Plan, winners
+from drawn import drawn_by_students, drawn_by_teacher
 from plots import plot
-from points import lowest, students
 from tables import heading, markdown
 
-from onefold.bench.ways import FINE
 from onefold.pictures import labelled_rows
 
 PAGE = Template("""<!doctype html>
@@ -103,29 +98,10 @@ def table(known: dict[str, Any]) -> Iterator[str]:
 
 
 def images(known: dict[str, Any], runs: Path) -> Iterator[str]:
-    """A picture for each number of calls, of the first seed's students; those whose runs are not at hand are left out."""
+    """A picture for each number of calls."""
     for calls in known["plan"]["calls"]:
-        rows = list(shown(known, runs, calls))
+        rows = [*drawn_by_teacher(known, runs), *drawn_by_students(known, runs, calls)]
         if rows:
             buffer = io.BytesIO()
             labelled_rows(rows).save(buffer, "PNG")
             yield f'<h3>{calls} call{"s" * (calls != 1)}</h3><img alt="images of {calls} calls" src="{inline(buffer.getvalue(), "png")}">'
-
-
-def shown(known: dict[str, Any], runs: Path, calls: int) -> Iterator[tuple[str, torch.Tensor]]:
-    fine = runs / f"fine_{UNSEEN}_{known['count']}.npz"
-    if fine.exists():
-        yield f"teacher\n{FINE[1]} calls", torch.from_numpy(np.load(fine)["images"][:COLUMNS])
-    plan, cells, found = Plan(**known["plan"]), Known(known["cells"]), students(known)
-    at = {
-        (name, budget): cell
-        for rung, budget in enumerate(plan.budgets)
-        for (name, most), (cell, *_) in winners(plan, cells, rung).items()
-        if calls in (row["calls"] for row in cells.by_cell[cell].get("rows", [])) and most >= calls
-    }
-    for name in plan.entries:
-        point = lowest(found, name, calls, "fd")
-        path = None if point is None else runs / at[name, point.budget].name / SHOWN
-        if point is not None and path is not None and path.exists():
-            drawn = torch.from_numpy(np.load(path)[str(calls)])
-            yield f"{point.label}\n{point.mean('fd'):.2f}", drawn
