@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,8 +157,36 @@ def test_budgets_that_were_not_measured_are_told(ask: Ask, budget: str, word: st
     assert any(word in warning for warning in ask(calls=1, budget=budget).warnings)
 
 
+def test_beyond_what_was_measured_another_teacher_is_asked(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More budget than any student of like images had, but not of others: GDD wants data, so it is named only where there are some."""
+    longer = {**TABLE, "name": "other", "shape": [1, 28, 28]}
+    longer["students"] = [student("sfd", 1, 9000, 0.3, 0.2), student("gdd", 1, 9000, 0.1, 0.6, data=True)]
+    (tmp_path / "frontier.json").write_text(json.dumps({"teachers": [TABLE, longer]}))
+    measured.benches.cache_clear()
+
+    def said(**how: Any) -> str:
+        found = ask(calls=1, **how)
+        assert found.bench.name == "digits8"
+        return " ".join(found.warnings)
+
+    assert "On other, with 9,000, SFD comes first (fd[digits-cnn] 0.30, RMSE 0.200)" in said(budget="10m")
+    assert "On other, with 9,000, GDD comes first" in said(budget="10m", data="digits")
+    assert "On other" not in said(budget="75s")  # less than twice what was measured
+
+
 def test_larger_images_are_told_to_want_more(ask: Ask) -> None:
     assert any("12 times as many pixels" in warning for warning in ask("fashion28", calls=1, budget="60s").warnings)
+
+
+def test_latents_are_told_not_to_be_what_was_measured(ask: Ask) -> None:
+    teacher = loaded_once("digits8", "cpu")
+    assert not any("latents" in warning for warning in ask(teacher, calls=4, budget="10s").warnings)
+    assert any(
+        "latents" in warning
+        for warning in ask(teacher.replace(codec=SimpleNamespace(shape=(3, 32, 32))), calls=4, budget="10s").warnings
+    )
 
 
 def test_a_larger_network_is_told_that_rates_differ(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

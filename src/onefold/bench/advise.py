@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from onefold.bench.measured import DATA, Bench, Measured, Solver, bench_like, fairest_first
+from onefold.bench.measured import DATA, Bench, Measured, Solver, bench_like, benches, fairest_first, nearest_in_size
 from onefold.data import check_source
 from onefold.denoiser import Denoiser
 from onefold.distilling import choose, plan
@@ -88,7 +88,7 @@ def advise(
     forwards = seconds * pace(loaded, {key: value for key, value in told.items() if value is not None}, tell)
     bench = bench_like(loaded.image_shape)
     nearest = bench.nearest(calls)
-    everyone: list[Measured | Solver] = [*bench.affordable(nearest, forwards), *bench.free(nearest)]
+    everyone = bench.options(nearest, forwards)
     texts = loaded.encode_texts is not None  # of which what learns from images is told nothing
     sees = data is not None and not texts
     name = loaded.name if isinstance(teacher, Denoiser) else str(teacher)
@@ -105,7 +105,11 @@ def advise(
         chosen=options[0],
         options=options,
         reasons=[why(options, goal, bench), *hints],
-        warnings=[*misfits, *cautions(loaded, bench, options[0], case, nearest, forwards)],
+        warnings=[
+            *misfits,
+            *beyond(bench, case, forwards, goal, sees=sees),
+            *cautions(loaded, bench, options[0], case, nearest),
+        ],
         commands=commands(options[0], case),
     )
 
@@ -185,9 +189,24 @@ def large(teacher: Denoiser, bench: Bench) -> bool:
     return size(teacher.module) > OTHER_SIZE * bench.parameters
 
 
-def cautions(
-    teacher: Denoiser, bench: Bench, chosen: Measured | Solver, case: Case, nearest: int, forwards: float
-) -> list[str]:
+def beyond(bench: Bench, case: Case, forwards: float, goal: Goal, *, sees: bool) -> list[str]:
+    """Where the budget is none that was measured; and if another teacher's students had more, what came first there."""
+    least, *_, most = [bench.budgets[0], *bench.budgets]
+    if forwards < least:
+        return [f"the budget buys fewer forward passes here than the {least:,} that were measured; give it more time"]
+    if forwards <= 2 * most:
+        return []
+    said = f"no more than {most:,} forward passes were measured; more of them are worth more to some methods than to others"
+    longer = [other for other in benches() if other.budgets[-1] > most]
+    if longer:
+        other = nearest_in_size(longer, bench.shape)
+        options = other.options(other.nearest(case.calls), forwards)
+        first = ranked([one for one in options if sees or not one.data], goal, other)[0]
+        said += f". On {other.name}, with {other.budgets[-1]:,}, {first.label} comes first ({other.measure} {first.fd:.2f}, RMSE {first.rmse:.3f})"
+    return [said]
+
+
+def cautions(teacher: Denoiser, bench: Bench, chosen: Measured | Solver, case: Case, nearest: int) -> list[str]:
     """Where this is not the case that was measured."""
     found = []
     if nearest != case.calls:
@@ -197,17 +216,10 @@ def cautions(
         found.append(
             f"this teacher's images have {pixels:,.0f} times as many pixels as those that were measured; expect to need more training for as much"
         )
+    if teacher.codec is not None:
+        found.append("this teacher works on latents, and only models of pixels were measured")
     if case.data is not None and teacher.encode_texts is not None:
         found.append("a model of texts learns nothing of them from images, so the data is left out")
-    least, most = (pick(one.budget for one in bench.students) for pick in (min, max))
-    if forwards < least:
-        found.append(
-            f"the budget buys fewer forward passes here than the {least:,} that were measured; give it more time"
-        )
-    if forwards > 2 * most:
-        found.append(
-            f"no more than {most:,} forward passes were measured; more of them are worth more to some methods than to others"
-        )
     if case.large and isinstance(chosen, Measured):
         found.append(
             f"this teacher has {size(teacher.module) / 1e6:,.0f} M parameters, and {bench.parameters / 1e6:.1f} M were measured: the rates found there are left "

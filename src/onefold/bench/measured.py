@@ -66,6 +66,10 @@ class Bench:
     def counts(self) -> list[int]:
         return sorted({one.calls for one in self.students})
 
+    @property
+    def budgets(self) -> list[int]:
+        return sorted({one.budget for one in self.students})
+
     def nearest(self, calls: int) -> int:
         """Of the numbers of calls that were measured."""
         return min(self.counts, key=lambda known: abs(math.log(known / calls)))
@@ -75,6 +79,9 @@ class Bench:
         here = [one for one in self.solvers if one.calls == calls]
         fair, near = min(here, key=lambda one: one.fd), min(here, key=lambda one: one.rmse)
         return [fair] if fair is near else [fair, near]
+
+    def options(self, calls: int, forwards: float) -> list[Measured | Solver]:
+        return [*self.affordable(calls, forwards), *self.free(calls)]
 
     def affordable(self, calls: int, forwards: float) -> list[Measured]:
         """Of each method what it does with the largest budget that is not above this one; with less than any, the smallest."""
@@ -120,4 +127,8 @@ def read(found: dict[str, Any]) -> Bench:
 
 def bench_like(shape: Sequence[int]) -> Bench:
     """Of the teacher whose images are nearest in size."""
-    return min(benches(), key=lambda bench: abs(math.log(math.prod(bench.shape) / math.prod(shape))))
+    return nearest_in_size(benches(), shape)
+
+
+def nearest_in_size(found: Sequence[Bench], shape: Sequence[int]) -> Bench:
+    return min(found, key=lambda bench: abs(math.log(math.prod(bench.shape) / math.prod(shape))))
