@@ -90,6 +90,15 @@ def by_calls(axes: Axes, known: dict[str, Any], measure: str, found: Sequence[Po
         xscale="log", xticks=plan["calls"], xticklabels=plan["calls"], xlabel="network calls", ylabel=AXES[measure]
     )
     axes.set_title("at its best budget", fontsize=9)
+    top = best(known)
+    axes.annotate(
+        f"teacher, {top.calls} calls",
+        (0.01, top.mean(measure)),
+        xycoords=("axes fraction", "data"),
+        va="bottom",
+        fontsize=7,
+        color="0.4",
+    )
     axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -134,16 +143,7 @@ def draw(axes: Axes, points: Sequence[tuple[float, Point]], measure: str, name: 
 
 
 def finish(axes: Axes, known: dict[str, Any], measure: str) -> None:
-    top = best(known)
-    axes.axhline(top.mean(measure), color="0.6", lw=1, ls="--")
-    axes.annotate(
-        f"teacher, {top.calls} calls",
-        (0.01, top.mean(measure)),
-        xycoords=("axes fraction", "data"),
-        va="bottom",
-        fontsize=7,
-        color="0.4",
-    )
+    axes.axhline(best(known).mean(measure), color="0.6", lw=1, ls="--")
     axes.set(yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

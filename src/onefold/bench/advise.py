@@ -9,7 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from onefold.bench.measured import DATA, Bench, Measured, Solver, bench_like, benches, fairest_first, nearest_in_size
+from onefold.bench.measured import (
+    CHANCE,
+    DATA,
+    Bench,
+    Measured,
+    Solver,
+    bench_like,
+    benches,
+    fairest_first,
+    nearest_in_size,
+)
 from onefold.data import check_source
 from onefold.denoiser import Denoiser
 from onefold.distilling import choose, plan
@@ -169,7 +179,7 @@ def why(options: Sequence[Measured | Solver], goal: Goal, bench: Bench) -> str:
     if fair is first:
         return f"{first.label} has the smallest distance to the data ({bench.measure} {first.fd:.2f})"
     return (
-        f"{first.label} is as like the data as any ({bench.measure} {first.fd:.2f}, the least is {fair.fd:.2f}, and less than {bench.error:.2f} is chance), "
+        f"{first.label} is as like the data as any ({bench.measure} {first.fd:.2f}, the least is {fair.fd:.2f}, and less than {CHANCE * bench.error:.2f} is chance), "
         f"and of these it is nearest to the teacher (RMSE {first.rmse:.3f})"
     )
 
