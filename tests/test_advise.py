@@ -171,9 +171,10 @@ def test_beyond_what_was_measured_another_teacher_is_asked(
         assert found.bench.name == "digits8"
         return " ".join(found.warnings)
 
-    assert "On other, with 9,000, SFD comes first (fd[digits-cnn] 0.30, RMSE 0.200)" in said(budget="10m")
-    assert "On other, with 9,000, GDD comes first" in said(budget="10m", data="digits")
+    assert "On other, in 1 call, SFD after 9,000 comes first (fd[digits-cnn] 0.30, RMSE 0.200)" in said(budget="10m")
+    assert "On other, in 1 call, GDD after 9,000 comes first" in said(budget="10m", data="digits")
     assert "On other" not in said(budget="75s")  # less than twice what was measured
+    assert "On other" not in said(budget="85s")  # which is less than what was measured there
 
 
 def test_larger_images_are_told_to_want_more(ask: Ask) -> None:

@@ -224,7 +224,7 @@ def test_the_page_asks_nothing_of_any_network(frontier: dict[str, ModuleType], t
 
 
 def test_images_are_shown_of_the_runs_that_are_at_hand(frontier: dict[str, ModuleType], tmp_path: Path) -> None:
-    """The best budget of each method, of the first seed; the noise of a column is that of the teacher's."""
+    """The largest budget of each method, of the first seed; the noise of a column is that of the teacher's."""
     known, drawn, cells = known_of(frontier), frontier["drawn"], frontier["cells"]
     assert drawn.all_drawn(known, tmp_path) == []
     fine = np.linspace(-1, 1, 100 * 64, dtype="float32").reshape(100, 1, 8, 8)

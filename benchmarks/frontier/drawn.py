@@ -1,4 +1,4 @@
-"""Images that the students drew, as rows: the same noise in each column, every method at its best budget by distance to the data."""
+"""Images that the students drew, as rows: the same noise in each column, every method at its largest budget."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from cells import COLUMNS, SHOWN, UNSEEN
 from halving import Known, Plan, winners
-from points import lowest, students
+from points import most_trained, students
 
 from onefold.bench.ways import FINE
 
@@ -18,7 +18,7 @@ Row = tuple[str, torch.Tensor]
 
 
 def drawn_by_teacher(known: dict[str, Any], runs: Path) -> list[Row]:
-    """None where the runs are not at hand."""
+    """Empty where the runs are not at hand."""
     path = runs / f"fine_{UNSEEN}_{known['count']}.npz"
     if not path.exists():
         return []
@@ -31,11 +31,11 @@ def drawn_by_students(known: dict[str, Any], runs: Path, calls: int) -> Iterator
     at = {
         (name, budget): cell
         for rung, budget in enumerate(plan.budgets)
-        for (name, most), (cell, *_) in winners(plan, cells, rung).items()
-        if calls in (row["calls"] for row in cells.by_cell[cell].get("rows", [])) and most >= calls
+        for (name, _), (cell, *_) in winners(plan, cells, rung).items()
+        if calls in (row["calls"] for row in cells.by_cell[cell].get("rows", []))
     }
     for name in plan.entries:
-        point = lowest(found, name, calls, "fd")
+        point = most_trained(found, name, calls)
         path = None if point is None else runs / at[name, point.budget].name / SHOWN
         if point is not None and path is not None and path.exists():
             yield f"{point.label}\n{point.fd:.2f}", torch.from_numpy(np.load(path)[str(calls)])

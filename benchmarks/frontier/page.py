@@ -39,7 +39,7 @@ small { color: #666 }
 <p>Distance to the data / RMSE; means over the seeds, with half of their range. Bold is on the frontier of its measure: nothing is better for as few calls and as little
 training. Seconds and recall are those of the largest budget.</p>
 <div class="wide">$table</div>
-<h2>Images</h2><p>The same noise in each column; every method at its best budget by distance to the data.</p>
+<h2>Images</h2><p>The same noise in each column; every method at its largest budget, with its distance to the data.</p>
 $images
 <p><small><code>$command</code><br>$machine</small></p>
 </html>

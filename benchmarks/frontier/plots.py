@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-from points import Point, best, everything, lowest, pareto, solver, students
+from points import Point, best, everything, most_trained, pareto, solver, students
 
 COLOURS = {
     "sfd": "#1f4e9c",
@@ -33,7 +33,7 @@ AXES = {"fd": "distance to the data", "rmse": "RMSE to the teacher's fine soluti
 
 
 def plot(known: dict[str, Any], measure: str, path: Path) -> None:
-    """Left: by calls, each method's best of all budgets. Right: by training, a panel for each number of calls."""
+    """Left: by calls, each method's largest budget. Right: by training, a panel for each number of calls."""
     plan = known["plan"]
     figure = plt.figure(figsize=(12.5, 6.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25))
@@ -59,7 +59,7 @@ def overview(known: dict[str, Any], path: Path) -> None:
     for axes, measure in zip(panels, AXES, strict=True):
         by_calls(axes, known, measure, found, pareto(everything(known, measure), measure))
         axes.set_title({"fd": "like the data", "rmse": "like the teacher, from the same noise"}[measure], fontsize=10)
-    finished(figure, f"{known['teacher']}: every method at its best budget, beside the teacher's best solver", path)
+    finished(figure, f"{known['teacher']}: every method at its largest budget, beside the teacher's best solver", path)
 
 
 def finished(figure: Figure, title: str, path: Path) -> None:
@@ -73,7 +73,7 @@ def finished(figure: Figure, title: str, path: Path) -> None:
 def by_calls(axes: Axes, known: dict[str, Any], measure: str, found: Sequence[Point], front: Sequence[Point]) -> None:
     plan = known["plan"]
     for name in plan["entries"]:
-        points = [lowest(found, name, calls, measure) for calls in plan["calls"]]
+        points = [most_trained(found, name, calls) for calls in plan["calls"]]
         draw(axes, [(point.calls, point) for point in points if point], measure, name, front)
     free = [solver(known, calls, measure) for calls in plan["calls"]]
     axes.plot(
@@ -89,7 +89,7 @@ def by_calls(axes: Axes, known: dict[str, Any], measure: str, found: Sequence[Po
     axes.set(
         xscale="log", xticks=plan["calls"], xticklabels=plan["calls"], xlabel="network calls", ylabel=AXES[measure]
     )
-    axes.set_title("at its best budget", fontsize=9)
+    axes.set_title("at its largest budget", fontsize=9)
     top = best(known)
     axes.annotate(
         f"teacher, {top.calls} calls",

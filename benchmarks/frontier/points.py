@@ -89,9 +89,10 @@ def solver(known: dict[str, Any], calls: int, measure: str) -> Point:
     return min(solvers(known, calls), key=lambda point: point.mean(measure))
 
 
-def lowest(found: Sequence[Point], name: str, calls: int, measure: str) -> Point | None:
+def most_trained(found: Sequence[Point], name: str, calls: int) -> Point | None:
+    """With the most training; the least distance of several would be so by chance."""
     points = [point for point in found if point.entry == name and point.calls == calls]
-    return min(points, key=lambda point: point.mean(measure), default=None)
+    return max(points, key=lambda point: point.budget, default=None)
 
 
 def pareto(points: Sequence[Point], measure: str) -> list[Point]:

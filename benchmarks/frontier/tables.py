@@ -32,7 +32,7 @@ MEASURES = ("fd", "rmse")
 
 
 def short(known: dict[str, Any]) -> Iterator[str]:
-    """The first at each number of calls as `onefold advise` ranks them: of what is free, without images, and with them."""
+    """The first at each number of calls, of all budgets, by the rule of `onefold advise`: of what is free, without images, and with them."""
     yield "| calls | no training | best student without images | best with images |"
     yield "|---|---|---|---|"
     found = students(known)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from onefold.bench.measured import (
-    CHANCE,
     DATA,
+    ERRORS_APART,
     Bench,
     Measured,
     Solver,
@@ -117,7 +117,7 @@ def advise(
         reasons=[why(options, goal, bench), *hints],
         warnings=[
             *misfits,
-            *beyond(bench, case, forwards, goal, sees=sees),
+            *other_budget(loaded, bench, case, forwards, goal, sees=sees),
             *cautions(loaded, bench, options[0], case, nearest),
         ],
         commands=commands(options[0], case),
@@ -179,7 +179,7 @@ def why(options: Sequence[Measured | Solver], goal: Goal, bench: Bench) -> str:
     if fair is first:
         return f"{first.label} has the smallest distance to the data ({bench.measure} {first.fd:.2f})"
     return (
-        f"{first.label} is as like the data as any ({bench.measure} {first.fd:.2f}, the least is {fair.fd:.2f}, and less than {CHANCE * bench.error:.2f} is chance), "
+        f"{first.label} is as like the data as any ({bench.measure} {first.fd:.2f}, the least is {fair.fd:.2f}, and less than {ERRORS_APART * bench.error:.2f} is chance), "
         f"and of these it is nearest to the teacher (RMSE {first.rmse:.3f})"
     )
 
@@ -199,20 +199,22 @@ def large(teacher: Denoiser, bench: Bench) -> bool:
     return size(teacher.module) > OTHER_SIZE * bench.parameters
 
 
-def beyond(bench: Bench, case: Case, forwards: float, goal: Goal, *, sees: bool) -> list[str]:
-    """Where the budget is none that was measured; and if another teacher's students had more, what came first there."""
-    least, *_, most = [bench.budgets[0], *bench.budgets]
+def other_budget(teacher: Denoiser, bench: Bench, case: Case, forwards: float, goal: Goal, *, sees: bool) -> list[str]:
+    """Where the budget is none that was measured; and what came first on another teacher, if students of that one had more."""
+    least, most = bench.budgets[0], bench.budgets[-1]
     if forwards < least:
         return [f"the budget buys fewer forward passes here than the {least:,} that were measured; give it more time"]
     if forwards <= 2 * most:
         return []
     said = f"no more than {most:,} forward passes were measured; more of them are worth more to some methods than to others"
-    longer = [other for other in benches() if other.budgets[-1] > most]
+    longer = [other for other in benches() if any(most < budget <= forwards for budget in other.budgets)]
     if longer:
         other = nearest_in_size(longer, bench.shape)
-        options = other.options(other.nearest(case.calls), forwards)
-        first = ranked([one for one in options if sees or not one.data], goal, other)[0]
-        said += f". On {other.name}, with {other.budgets[-1]:,}, {first.label} comes first ({other.measure} {first.fd:.2f}, RMSE {first.rmse:.3f})"
+        calls = other.nearest(case.calls)
+        options = [one for one in other.options(calls, forwards) if sees or not one.data]
+        (first, *_), _ = that_fit(ranked(options, goal, other), teacher, case)
+        trained = f" after {first.budget:,}" if first.budget else ""
+        said += f". On {other.name}, in {calls} call{'s' * (calls != 1)}, {first.label}{trained} comes first ({other.measure} {first.fd:.2f}, RMSE {first.rmse:.3f})"
     return [said]
 
 

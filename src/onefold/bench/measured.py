@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 PATH = Path(__file__).parent.parent / "assets" / "frontier.json"
-CHANCE = 2  # standard errors of a difference
+ERRORS_APART = 2  # standard errors of a difference
 DATA = "DATA"  # in settings: the images that the teacher learned from
 
 
@@ -107,10 +107,10 @@ AnyScored = TypeVar("AnyScored", bound=Scored)
 
 
 def fairest_first(options: Sequence[AnyScored], error: float) -> list[AnyScored]:
-    """By distance to the data. Those that are within CHANCE standard errors of the least cannot be told apart: of these the one nearest to the
+    """By distance to the data. Those that are within ERRORS_APART standard errors of the least cannot be told apart: of these the one nearest to the
     teacher comes first."""
     fair = sorted(options, key=lambda option: option.fd)
-    tied = sum(option.fd <= fair[0].fd + CHANCE * error for option in fair)
+    tied = sum(option.fd <= fair[0].fd + ERRORS_APART * error for option in fair)
     return sorted(fair[:tied], key=lambda option: option.rmse) + fair[tied:]
 
 
