@@ -59,7 +59,7 @@ def overview(known: dict[str, Any], path: Path) -> None:
     for axes, measure in zip(panels, AXES, strict=True):
         by_calls(axes, known, measure, found, pareto(everything(known, measure), measure))
         axes.set_title({"fd": "like the data", "rmse": "like the teacher, from the same noise"}[measure], fontsize=10)
-    finished(figure, f"{known['teacher']}: every method at its largest budget, beside the teacher's best solver", path)
+    finished(figure, f"{known['teacher']}: methods at their largest budget, beside the teacher's best solver", path)
 
 
 def finished(figure: Figure, title: str, path: Path) -> None:
