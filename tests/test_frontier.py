@@ -288,7 +288,9 @@ def test_the_pages_tell_what_was_measured(frontier: dict[str, ModuleType], page:
 @pytest.mark.parametrize("teacher", ["digits8", "fashion28"])
 def test_all_numbers_stand_on_the_benchmarks_page(frontier: dict[str, ModuleType], teacher: str) -> None:
     table = "\n".join(frontier["tables"].markdown(committed(teacher)))
-    assert table in (BENCHMARKS / "README.md").read_text(), f"write `python benchmarks/frontier {teacher} --table` there"
+    assert table in (BENCHMARKS / "README.md").read_text(), (
+        f"write `python benchmarks/frontier {teacher} --table` there"
+    )
 
 
 def test_advice_knows_what_was_measured(frontier: dict[str, ModuleType]) -> None:
