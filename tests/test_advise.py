@@ -104,10 +104,12 @@ def test_with_less_time_the_first(ask: Ask) -> None:
 def test_with_data_the_generator_that_needs_it(ask: Ask) -> None:
     found = ask(calls=1, budget="60s", data="digits")
     assert getattr(found.chosen, "method", None) == "gdd" and not any("--data" in reason for reason in found.reasons)
+    assert any("SECOND comes nearer" in reason and "--goal teacher" in reason for reason in found.reasons)
 
 
 def test_whoever_wants_the_same_images_is_told_what_is_nearest(ask: Ask) -> None:
-    assert getattr(ask(calls=1, budget="60s", data="digits", goal="teacher").chosen, "method", None) == "second"
+    found = ask(calls=1, budget="60s", data="digits", goal="teacher")
+    assert getattr(found.chosen, "method", None) == "second" and not any("--goal" in reason for reason in found.reasons)
 
 
 def test_of_equals_the_nearest_to_the_teacher(ask: Ask) -> None:

@@ -114,7 +114,7 @@ def advise(
         measured_calls=nearest,
         chosen=options[0],
         options=options,
-        reasons=[why(options, goal, bench), *hints],
+        reasons=[why(options, goal, bench), *nearer(options), *hints],
         warnings=[
             *misfits,
             *other_budget(loaded, bench, case, forwards, goal, sees=sees),
@@ -182,6 +182,16 @@ def why(options: Sequence[Measured | Solver], goal: Goal, bench: Bench) -> str:
         f"{first.label} is as like the data as any ({bench.measure} {first.fd:.2f}, the least is {fair.fd:.2f}, and less than {ERRORS_APART * bench.error:.2f} is chance), "
         f"and of these it is nearest to the teacher (RMSE {first.rmse:.3f})"
     )
+
+
+def nearer(options: Sequence[Measured | Solver]) -> list[str]:
+    """Who gives up the teacher's own images for such as are more like the data should know it."""
+    near = min(options, key=lambda option: option.rmse)
+    if near is options[0]:
+        return []
+    return [
+        f"{near.label} comes nearer to the images that the teacher makes of the same noise (RMSE {near.rmse:.3f}, {options[0].label} {options[0].rmse:.3f}); --goal teacher asks for these"
+    ]
 
 
 def with_data(everyone: Sequence[Measured | Solver], goal: Goal, bench: Bench) -> list[str]:
@@ -291,6 +301,14 @@ def line(option: Measured | Solver) -> tuple[str, str, str, str, str]:
     data = "yes" if option.data else "no"
     trained = f"{option.budget:,}" if option.budget else "none"
     return option.label, data, trained, f"{option.fd:.2f}", f"{option.rmse:.3f}"
+
+
+def order(goal: Goal, bench: Bench) -> str:
+    """Of the table's rows."""
+    if goal == "teacher":
+        return "Nearest to the teacher first."
+    chance = ERRORS_APART * bench.error
+    return f"Within {chance:.2f} of the least distance to the data, which may be chance, the nearest to the teacher comes first; then by that distance."
 
 
 def heading(advice: Advice) -> str:

@@ -38,17 +38,18 @@ def advise_command(
 
     From measurements of every method on the bundled teachers, at this device's pace.
     """
-    from onefold.bench.advise import advise, heading, line
+    from onefold.bench.advise import advise, heading, line, order
 
     words = {"data": data, "prompts": prompts, "device": device, "precision": precision}
     advice = advise(teacher, calls=calls, budget=budget, goal=goal, tell=tell, **given(words))  # type: ignore[arg-type]
     if as_json:
         say_json(advice.as_dict())
         return
-    columns = ("method", "sees images", "training", "distance to the data", "RMSE to the teacher")
+    columns = ("method", "sees images", "forward passes", "distance to the data", "RMSE to the teacher")
     say(heading(advice))
     say()
     say(table(columns, [line(option) for option in advice.options[:SHOWN]], right=(2, 3, 4)))
+    say(order(goal, advice.bench))  # type: ignore[arg-type]
     say()
     for reason in advice.reasons:
         say(f"{reason[:1].upper()}{reason[1:]}.")

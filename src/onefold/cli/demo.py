@@ -78,6 +78,7 @@ def show(demo: Demo, teacher: str) -> None:
         f"For diffusers: {demo.export}  (README.md there says how)\n"
         f"\nAll of it took {demo.seconds / 60:.1f} minutes. Try next:\n"
         f"  {program()} inspect my-model    (yours: a diffusers folder, a name on the hub, an EDM .pkl)\n"
+        f"  {program()} advise my-model --calls 4 --budget 2h    (which method pays for it)\n"
         f"  {program()} compare {shlex.quote(teacher)} {student} --calls 2,4,8 --count 256\n"
         f"  {program()} sample {student} --count 100 --out hundred.png\n"
         f"  {program()} distill {shlex.quote(teacher)} --calls 2 --budget 10m --out runs/two\n"
