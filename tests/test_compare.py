@@ -20,7 +20,7 @@ from onefold.bench.evaluate import evaluate
 from onefold.bench.published import check_measured, read_published
 from onefold.bench.ways import BEST, student_way, teacher_ways, way
 from onefold.cli import main
-from onefold.cli.evaluate import cell, print_comparison
+from onefold.cli.evaluate import cell, print_comparison, verdicts
 from onefold.denoiser import Denoiser, GaussianMixture
 from onefold.errors import UserError
 from onefold.grids import karras
@@ -121,6 +121,33 @@ def test_the_table_tells_spreads_and_how_many_images_a_floor_has(
     assert [row.split(",")[0] for row in rows] == ["euler on quadratic", "ipndm3 on quadratic (best)"]
     assert all(row.count(" +-") == 2 for row in rows)
     assert " of 250" in floor and floor.count(" of ") == 1  # as many as the rows have need no word
+
+
+def test_the_best_student_stands_beside_the_best_solver() -> None:
+    """At each number of calls that both have, by each measure for itself, smaller or larger as the measure wants; nobody who broke."""
+
+    def row(kind: str, name: str, calls: int, fd: float, recall: float, rmse: float, broken: int = 0) -> dict[str, Any]:
+        values = {"recall": recall, "fd": fd, "rmse": rmse}
+        scores = {key: {"value": value, "spread": 0.01} for key, value in values.items()}
+        return {"kind": kind, "label": f"{name}, {calls} calls", "calls": calls, "scores": scores, "broken": broken}
+
+    metrics = [
+        {"key": "recall", "better": "higher"},
+        {"key": "fd", "better": "lower"},
+        {"key": "rmse", "better": "lower"},
+    ]
+    rows = [
+        row("student", "student a,b", 2, 1, 0.5, 0.3),
+        row("student", "student c", 2, 1, 0.6, 0.4),
+        row("solver", "euler", 2, 1, 0.7, 0.5),
+        row("solver", "heun", 2, 1, 0.9, 0.1, broken=1),
+        row("solver", "euler", 4, 1, 0.7, 0.5),
+        row("student", "student c", 8, 1, 0.6, 0.4),
+    ]
+    assert list(verdicts({"metrics": metrics, "rows": rows})) == [
+        "2 calls, recall: student c 0.600 +-0.010; best solver euler 0.700 +-0.010",
+        "2 calls, rmse: student a,b 0.300 +-0.010; best solver euler 0.500 +-0.010",
+    ]
 
 
 def test_more_calls_are_nearer_and_the_best_is_nearest(comparison: Comparison) -> None:
@@ -530,6 +557,7 @@ def test_the_commands(tmp_path: Path, student: Student, capsys: pytest.CaptureFi
     )
     printed = capsys.readouterr().out
     assert "euler on quadratic, 2 calls" in printed and str(tmp_path / "report.html") in printed
+    assert "; best solver euler on quadratic 0." in printed
     assert main(["evaluate", str(run), "--metrics", "fd,rmse", *words]) == 0
     printed = capsys.readouterr().out
     assert "fd[digits-cnn]" in printed and "at sigma" in printed

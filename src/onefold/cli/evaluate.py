@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -180,7 +182,7 @@ def compare_command(
         say_json(comparison.results)
         return
     print_comparison(comparison.results)
-    say(f"\nOpen {comparison.report}")
+    say("\n" + "".join(f"{line}\n" for line in verdicts(comparison.results)) + f"Open {comparison.report}")
 
 
 def print_comparison(results: Any, calls: int | None = None) -> None:
@@ -208,6 +210,24 @@ def print_comparison(results: Any, calls: int | None = None) -> None:
     told += [f"features: {', '.join(extractors)}"] if len(extractors) == 1 else []
     told += [f"rmse, median: to the fine solution ({results['fine']})"] if "rmse" in names else []
     say("\n" + ";\n".join(told))
+
+
+def verdicts(results: Any) -> Iterator[str]:
+    """The best student at each number of calls beside the best solver, by the first metric and by the distance to the teacher."""
+    from onefold.bench.picture import rank
+
+    metrics = [one for place, one in enumerate(results["metrics"]) if not place or one["key"] == "rmse"]
+    for calls, metric in product(sorted({row["calls"] for row in results["rows"]}), metrics):
+        told = [
+            row
+            for row in results["rows"]
+            if row["calls"] == calls and metric["key"] in row["scores"] and not row["broken"]
+        ]
+        students, solvers = ([row for row in told if row["kind"] == kind] for kind in ("student", "solver"))
+        if students and solvers:
+            ours, free = (min(rows, key=lambda row: rank(row, metric)) for rows in (students, solvers))
+            names = [f"{row['label'].rpartition(', ')[0]} {cell(row['scores'][metric['key']])}" for row in (ours, free)]
+            yield f"{calls} call{'s' * (calls != 1)}, {metric['key']}: {names[0]}; best solver {names[1]}"
 
 
 def words(text: str | None) -> list[str] | None:
