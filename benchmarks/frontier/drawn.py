@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from cells import COLUMNS, SHOWN, UNSEEN
-from halving import Known, Plan, winners
+from halving import cell_of
 from points import most_trained, students
 
 from onefold.bench.ways import FINE
@@ -27,17 +27,10 @@ def drawn_by_teacher(known: dict[str, Any], runs: Path) -> list[Row]:
 
 def drawn_by_students(known: dict[str, Any], runs: Path, calls: int) -> Iterator[Row]:
     """Of the first seed; those whose runs are not at hand are left out."""
-    plan, cells, found = Plan(**known["plan"]), Known(known["cells"]), students(known)
-    at = {
-        (name, budget): cell
-        for rung, budget in enumerate(plan.budgets)
-        for (name, _), (cell, *_) in winners(plan, cells, rung).items()
-        if calls in (row["calls"] for row in cells.by_cell[cell].get("rows", []))
-    }
-    for name in plan.entries:
-        point = most_trained(found, name, calls)
-        path = None if point is None else runs / at[name, point.budget].name / SHOWN
-        if point is not None and path is not None and path.exists():
+    found = students(known)
+    for point in filter(None, (most_trained(found, name, calls) for name in known["plan"]["entries"])):
+        path = runs / cell_of(point.results[0]).name / SHOWN
+        if path.exists():
             yield f"{point.label}\n{point.fd:.2f}", torch.from_numpy(np.load(path)[str(calls)])
 
 

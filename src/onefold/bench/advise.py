@@ -57,6 +57,7 @@ class Advice:
 
     teacher: str
     calls: int
+    goal: Goal
     forwards: float  # what the budget comes to on this device
     bench: Bench
     measured_calls: int
@@ -109,6 +110,7 @@ def advise(
     return Advice(
         teacher=name,
         calls=calls,
+        goal=goal,
         forwards=forwards,
         bench=bench,
         measured_calls=nearest,
@@ -219,7 +221,7 @@ def other_budget(teacher: Denoiser, bench: Bench, case: Case, forwards: float, g
     said = f"no more than {most:,} forward passes were measured; more of them are worth more to some methods than to others"
     longer = [other for other in benches() if any(most < budget <= forwards for budget in other.budgets)]
     if longer:
-        other = nearest_in_size(longer, bench.shape)
+        other = nearest_in_size(longer, teacher.image_shape)
         calls = other.nearest(case.calls)
         options = [one for one in other.options(calls, forwards) if sees or not one.data]
         (first, *_), _ = that_fit(ranked(options, goal, other), teacher, case)
@@ -303,11 +305,11 @@ def line(option: Measured | Solver) -> tuple[str, str, str, str, str]:
     return option.label, data, trained, f"{option.fd:.2f}", f"{option.rmse:.3f}"
 
 
-def order(goal: Goal, bench: Bench) -> str:
+def order(advice: Advice) -> str:
     """Of the table's rows."""
-    if goal == "teacher":
+    if advice.goal == "teacher":
         return "Nearest to the teacher first."
-    chance = ERRORS_APART * bench.error
+    chance = ERRORS_APART * advice.bench.error
     return f"Within {chance:.2f} of the least distance to the data, which may be chance, the nearest to the teacher comes first; then by that distance."
 
 

@@ -49,7 +49,7 @@ def advise_command(
     say(heading(advice))
     say()
     say(table(columns, [line(option) for option in advice.options[:SHOWN]], right=(2, 3, 4)))
-    say(order(goal, advice.bench))  # type: ignore[arg-type]
+    say(order(advice))
     say()
     for reason in advice.reasons:
         say(f"{reason[:1].upper()}{reason[1:]}.")
